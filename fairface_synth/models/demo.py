@@ -1,0 +1,245 @@
+"""The bundled world: a small face generator with a labeller, a judge and an embedder, all offline.
+
+Where the weights come from, how noisy the labels are and what must not be concluded: docs/demo_world.md.
+Every network of ours here is made by examples/train_demo_models.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from ..latents import truncate
+from .protocols import NoiseMode
+
+SKIN_TONE_EDGES = (-30.0, 28.0)  # ITA in degrees: dark below the first, light above the second
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "gender": ("female", "male"),
+    "skin_tone": ("light", "medium", "dark"),
+    "age": ("younger", "middle", "older"),
+}
+
+
+class DCGANGenerator(nn.Module):
+    """A DCGAN generator (Radford et al. 2016) behind the generator protocol; w is z, in one layer.
+
+    Args:
+        z_dim: width of z ~ N(0, I).
+        channels: feature maps of each transposed convolution but the last; the image side is 4·2^len(channels).
+        dtype: compute type; bfloat16 is about four times faster than float32 on recent CPUs and GPUs.
+    """
+
+    c_dim = 0
+    num_ws = 1
+    w_avg: Tensor
+
+    def __init__(
+        self,
+        z_dim: int = 100,
+        channels: tuple[int, ...] = (512, 256, 128, 64),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.z_dim = self.w_dim = z_dim
+        self.resolution = 4 * 2 ** len(channels)
+        self.config: dict[str, Any] = {"z_dim": z_dim, "channels": list(channels)}
+        layers: list[nn.Module] = []
+        width = z_dim
+        for i, out in enumerate(channels):
+            stride, padding = (1, 0) if i == 0 else (2, 1)
+            layers += [nn.ConvTranspose2d(width, out, 4, stride, padding, bias=False), nn.BatchNorm2d(out)]
+            layers += [nn.ReLU(inplace=True)]
+            width = out
+        layers += [nn.ConvTranspose2d(width, 3, 4, 2, 1, bias=False)]
+        self.main = nn.Sequential(*layers)
+        self.register_buffer("w_avg", torch.zeros(z_dim), persistent=False)
+        self.eval().requires_grad_(False)
+        self.to(dtype=dtype, memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> DCGANGenerator:
+        """Build from the `config` of a saved generator."""
+        return cls(config["z_dim"], tuple(config["channels"]), dtype)
+
+    def map(
+        self,
+        z: Tensor,
+        c: Tensor | None = None,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+    ) -> Tensor:
+        """z [n, z_dim] → w [n, 1, z_dim]: the identity, truncated towards 0."""
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise ShapeError("wrong latents", expected=f"z [n, {self.z_dim}]", got=list(z.shape))
+        return truncate(z.unsqueeze(1), self.w_avg, truncation_psi, truncation_cutoff)
+
+    def synthesize(self, w: Tensor, noise: NoiseMode = "const") -> Tensor:
+        """w [n, 1, z_dim] → float32 images [n, 3, H, W] in [-1, 1]; the model has no noise inputs."""
+        if w.ndim != 3 or w.shape[1:] != (1, self.w_dim):
+            raise ShapeError(
+                "wrong latents",
+                expected=f"w [n, 1, {self.w_dim}]",
+                got=list(w.shape),
+                fix="map z first: generator.synthesize(generator.map(z))",
+            )
+        weight = self.main[0].weight
+        x = w[:, 0, :, None, None].to(weight.dtype)
+        return self.main(x).float().tanh()
+
+
+class CompactNet(nn.Module):
+    """A small residual network for 64×64 faces with one linear head per output.
+
+    Args:
+        heads: output name → width.
+        width: channels after the stem; they double at each of three stages.
+    """
+
+    def __init__(self, heads: Mapping[str, int], width: int = 16) -> None:
+        super().__init__()
+        sizes = [width, 2 * width, 4 * width, 8 * width]
+        layers: list[nn.Module] = [_ConvBlock(3, width, stride=2)]
+        for c_in, c_out in pairwise(sizes):
+            layers += [_ConvBlock(c_in, c_out, stride=2), _Residual(c_out)]
+        self.body = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(0.2)
+        self.heads = nn.ModuleDict({name: nn.Linear(2 * sizes[-1], k) for name, k in heads.items()})
+        self.config: dict[str, Any] = {"heads": dict(heads), "width": width}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images [n, 3, 64, 64] in [-1, 1] → {head: float32 outputs [n, k]}."""
+        x = self.body(images)
+        x = torch.cat((x.mean((2, 3)), x.amax((2, 3))), dim=1)
+        x = self.dropout(x)
+        return {name: head(x).float() for name, head in self.heads.items()}
+
+
+class _ConvBlock(nn.Sequential):
+    def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
+        )
+
+
+class _Residual(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv0 = _ConvBlock(c, c)
+        self.conv1 = nn.Conv2d(c, c, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.conv1(self.conv0(x))))
+
+
+class CompactLabeller(nn.Module):
+    """A `CompactNet` whose heads are attributes: images → calibrated probabilities (the labeller protocol)."""
+
+    def __init__(self, net: CompactNet, attributes: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__()
+        self.net = net
+        self.attributes = dict(attributes)
+
+    def __repr__(self) -> str:
+        return f"CompactLabeller({self.attributes})"
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images [n, 3, H, W] in [-1, 1] → {attribute: float32 probabilities [n, k]}."""
+        outputs = self.net(_at_64(images, self.net))
+        return {name: outputs[name].softmax(1) for name in self.attributes}
+
+
+class CompactEmbedder(nn.Module):
+    """A `CompactNet` with one head, normalised: images → unit identity vectors (the embedder protocol)."""
+
+    def __init__(self, net: CompactNet) -> None:
+        super().__init__()
+        self.net = net
+        self.dim: int = net.config["heads"]["embedding"]
+
+    def __repr__(self) -> str:
+        return f"CompactEmbedder(dim={self.dim})"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [n, 3, H, W] in [-1, 1] → float32 unit vectors [n, dim]."""
+        return F.normalize(self.net(_at_64(images, self.net))["embedding"], dim=1)
+
+
+def _at_64(images: Tensor, net: nn.Module) -> Tensor:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ShapeError("not a batch of images", expected="[n, 3, H, W] in [-1, 1]", got=list(images.shape))
+    if images.shape[-2:] != (64, 64):
+        images = F.interpolate(images.float(), size=(64, 64), mode="bilinear", antialias=True)
+    weight = next(net.parameters())
+    return images.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class DemoWorld:
+    """What `load_demo` gives: everything a first experiment needs, offline.
+
+    Attributes:
+        generator: 64×64 faces from z ~ N(0, I₁₀₀).
+        labeller: perceived gender, apparent skin tone, apparent age. Use it to select.
+        judge: the same attributes from other teachers, seed and split. Use it to score what the labeller selected.
+        embedder: unit identity vectors [n, 256].
+    """
+
+    generator: DCGANGenerator
+    labeller: CompactLabeller
+    judge: CompactLabeller
+    embedder: CompactEmbedder
+
+
+def load_demo(
+    device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> DemoWorld:
+    """Load the bundled world. Its labels are machine-made and noisy: read docs/demo_world.md before concluding.
+
+    Args:
+        device: where the networks live; CPU by default.
+        dtype: compute type of all four; torch.bfloat16 is several times faster where the hardware has it.
+    """
+    device = torch.device("cpu") if device is None else torch.device(device)
+    nets = {name: _load_net(name) for name in ("labeller", "judge", "embedder")}
+    models = (
+        _load_generator(),
+        CompactLabeller(*nets["labeller"]),
+        CompactLabeller(*nets["judge"]),
+        CompactEmbedder(nets["embedder"][0]),
+    )
+    for model in models:
+        model.eval().requires_grad_(False)
+        model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    return DemoWorld(*models)
+
+
+def _read_weights(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    path = resources.files("fairface_synth.models") / "weights" / f"demo_{name}.safetensors"
+    with resources.as_file(path) as file, safe_open(file, "pt") as f:
+        config = json.loads(f.metadata()["config"])
+        return config, {key: f.get_tensor(key).float() for key in f.keys()}  # noqa: SIM118
+
+
+def _load_generator() -> DCGANGenerator:
+    config, state = _read_weights("generator")
+    generator = DCGANGenerator.from_config(config)
+    generator.load_state_dict(state, strict=False)  # num_batches_tracked has no use in a frozen network
+    return generator
+
+
+def _load_net(name: str) -> tuple[CompactNet, dict[str, tuple[str, ...]]]:
+    config, state = _read_weights(name)
+    net = CompactNet(config["heads"], config["width"])
+    net.load_state_dict(state, strict=False)
+    return net, {attribute: tuple(values) for attribute, values in config.get("attributes", {}).items()}

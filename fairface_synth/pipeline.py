@@ -1,0 +1,256 @@
+"""`Pipeline` chains the library's functions for the usual case. It holds no algorithm: each method is a few calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
+from .groups import Groups, balanced_quota
+from .latents import LatentBank, label_latents, normals, to_layers, truncate
+from .models.protocols import Generator, Labeller
+from .reports import GroupShares, group_shares, markdown_table
+from .screening import reject
+from .subspaces import Method, Subspace, fit_subspace, lift, project
+
+Detector = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, repr=False)
+class Sample:
+    """Faces of chosen groups, sorted by group.
+
+    Attributes:
+        images: [n, 3, H, W] in [-1, 1].
+        latents: w that made them.
+        group_ids: the groups they were made for [n]; a judge may disagree.
+        index: with `seed` and the group, makes the latent again: `pipeline.latents(group_ids, index, seed)`.
+        groups: the groups.
+        seed, truncation_psi: of the draw.
+        synthesized: images made for each group [G], the rejected ones included.
+        short: groups that could not be filled within the budget: {id: missing}.
+        verified: whether the labeller (and detector) confirmed every face.
+    """
+
+    images: Tensor
+    latents: Tensor
+    group_ids: Tensor
+    index: Tensor
+    groups: Groups
+    seed: int
+    truncation_psi: float
+    synthesized: Tensor
+    short: Mapping[int, int]
+    verified: bool
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        short = f", short of {sum(self.short.values())}" if self.short else ""
+        return (
+            f"Sample(n={len(self)}, groups={len(self.group_ids.unique())}, seed={self.seed}, "
+            f"ψ={self.truncation_psi}, verified={self.verified}{short})"
+        )
+
+
+@dataclass(frozen=True)
+class PipelineReport:
+    """What the pipeline was fitted on: print it for a table."""
+
+    natural: GroupShares
+    fitted_on: Mapping[str, float]
+    composed: tuple[str, ...]
+    truncation_psi: float
+
+    def __str__(self) -> str:
+        rows = [
+            [name, f"{row['share']:.1%}", f"[{row['low']:.1%}, {row['high']:.1%}]", f"{self.fitted_on[name]:.0f}"]
+            for name, row in self.natural.to_dict().items()
+        ]
+        table = markdown_table(["group", "natural share", "95 %", "latents fitted on"], rows)
+        notes = [
+            f"{self.natural.total} labelled latents, ψ = {self.truncation_psi}; "
+            f"{self.natural.unsure / max(1, self.natural.total):.1%} unsure. Shares are as labelled: the labeller's "
+            "own errors are not corrected."
+        ]
+        if self.composed:
+            notes.append("Composed from other groups, never seen: " + ", ".join(self.composed) + ".")
+        return "\n".join([table, "", *notes])
+
+
+class Pipeline:
+    """From a biased generator to faces of the groups you choose.
+
+    >>> pipeline = Pipeline.fit(world.generator, world.labeller, attributes=["gender", "skin_tone"])
+    >>> sample = pipeline.sample("light", n=64, seed=1)
+
+    Attributes are the fitted parts, for use with the library's functions: generator, labeller, groups, bank,
+    subspace, gaussians, detector, min_confidence.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        labeller: Labeller,
+        groups: Groups,
+        bank: LatentBank,
+        subspace: Subspace,
+        gaussians: GroupGaussians,
+        detector: Detector | None = None,
+        min_confidence: float = 0.6,
+    ) -> None:
+        self.generator, self.labeller, self.groups, self.bank = generator, labeller, groups, bank
+        self.subspace, self.gaussians = subspace, gaussians
+        self.detector, self.min_confidence = detector, min_confidence
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.groups}, {self.bank}, subspace={self.subspace.method}[{self.subspace.dim}])"
+
+    @classmethod
+    def fit(
+        cls,
+        generator: Generator,
+        labeller: Labeller,
+        *,
+        attributes: Sequence[str] | None = None,
+        bank: LatentBank | None = None,
+        n: int = 20_000,
+        seed: int = 0,
+        truncation_psi: float = 1.0,
+        method: Method = "lda",
+        covariance: Covariance = "ledoit_wolf",
+        components: int = 1,
+        min_confidence: float = 0.6,
+        detector: Detector | None = None,
+        batch_size: int = 256,
+        progress: bool = True,
+    ) -> Pipeline:
+        """Label latents, fit a subspace, fit a Gaussian to every group; groups never seen are composed.
+
+        Args:
+            generator, labeller: see `fairface_synth.models.protocols`.
+            attributes: which of the labeller's attributes make the groups; all by default.
+            bank: latents labelled earlier, instead of drawing n of them from `seed`.
+            n, seed, truncation_psi, batch_size, progress: of `label_latents`.
+            method: of `fit_subspace`.
+            covariance, components: of `fit_gaussians`.
+            min_confidence: labels below it, on any attribute, are "unsure": counted, never forced into a group.
+            detector: images → bool [n], "a face was found"; `load_detector` gives one. Used by sample(verify=True).
+        """
+        if bank is None:
+            bank = label_latents(
+                generator,
+                labeller,
+                n,
+                seed,
+                truncation_psi=truncation_psi,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        groups = bank.groups(attributes)
+        ids = bank.group_ids(groups, min_confidence)
+        if not bool((ids >= 0).any()):
+            raise DataError(
+                "the labeller is unsure about every latent",
+                expected=f"some labels above min_confidence = {min_confidence}",
+                fix="lower min_confidence, or look at bank.probabilities",
+            )
+        labels = ids if method in ("lda", "pca", "identity") else _labels_by_attribute(groups, ids)
+        subspace = fit_subspace(bank.latents, labels, method, groups=groups)
+        coordinates = project(subspace, bank.latents)
+        gaussians = fit_gaussians(
+            coordinates, ids, None, covariance, components, names=groups, missing="skip" if components == 1 else "raise"
+        )
+        gaussians = compose(gaussians) if gaussians.absent else gaussians
+        return cls(generator, labeller, groups, bank, subspace, gaussians, detector, min_confidence)
+
+    def latents(self, group_ids: Tensor, index: Tensor, seed: int = 0, truncation_psi: float = 1.0) -> Tensor:
+        """w aimed at the given groups; row i depends on (seed, group_ids[i], index[i]) alone.
+
+        Args:
+            group_ids, index: int64 [n].
+            seed: of the draw.
+            truncation_psi: pulls towards w_avg; lower values are known to worsen imbalance.
+        """
+        m, size = self.gaussians.dim, self.subspace.mean.numel()
+        width = m + (self.gaussians.components > 1)
+        noise = normals(seed, index, width + size, stream=group_ids + 1)
+        coordinates = sample_gaussians(self.gaussians, group_ids, noise=noise[:, :width])
+        w = lift(self.subspace, coordinates, "resample", noise=noise[:, width:])
+        return truncate(w, self.generator.w_avg, truncation_psi)
+
+    def assign(self, images: Tensor) -> Tensor:
+        """Group of each image by the labeller, −1 where it is unsure or the detector finds no face."""
+        ids = self.groups.assign(self.labeller(images), self.min_confidence)
+        return ids if self.detector is None else torch.where(self.detector(images), ids, -1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        groups: str | int | Iterable[str | int] | Mapping[str, float] = "balanced",
+        n: int = 64,
+        seed: int = 0,
+        truncation_psi: float = 1.0,
+        *,
+        verify: bool = False,
+        max_syntheses: int | None = None,
+        batch_size: int = 256,
+        progress: bool = True,
+    ) -> Sample:
+        """n faces, divided equally over the groups asked for.
+
+        Args:
+            groups: "balanced", a group, a partial name, a list, or {specification: share}; see `balanced_quota`.
+            n: number of faces.
+            seed: of the draw. Fitting and sampling with one seed are independent.
+            truncation_psi: pulls towards w_avg; lower values are known to worsen imbalance.
+            verify: keep only faces that the labeller, and the detector if there is one, confirm. Costs the rejected
+                syntheses, and selects by the labeller: score such a sample by another one.
+            max_syntheses: budget for `verify`; see `reject`.
+            batch_size, progress: images at a time; whether to show a bar.
+        """
+        quota = balanced_quota(self.groups, n, groups)
+
+        def propose(ids: Tensor, index: Tensor) -> Tensor:
+            return self.latents(ids, index, seed, truncation_psi)
+
+        device = self.subspace.mean.device
+        if verify:
+            found = reject(
+                self.generator,
+                self.assign,
+                quota,
+                propose=propose,
+                groups=self.groups,
+                max_syntheses=max_syntheses,
+                batch_size=batch_size,
+                progress=progress,
+            )
+            images, w, ids, index = found.images, found.latents, found.group_ids, found.index
+            synthesized, short = found.synthesized, found.short
+        else:
+            ids = torch.repeat_interleave(torch.arange(len(quota)), quota).to(device)
+            index = torch.cat([torch.arange(int(q)) for q in quota]).to(device)
+            w = propose(ids, index)
+            parts = [self.generator.synthesize(to_layers(self.generator, chunk)) for chunk in w.split(batch_size)]
+            images, synthesized, short = torch.cat(parts), quota, {}
+        return Sample(images, w, ids, index, self.groups, seed, truncation_psi, synthesized, short, verify)
+
+    def report(self) -> PipelineReport:
+        """Natural shares of the generator as labelled, and what each Gaussian rests on."""
+        ids = self.bank.group_ids(self.groups, self.min_confidence)
+        return PipelineReport(
+            natural=group_shares(self.groups, ids),
+            fitted_on=dict(zip(self.groups.names, self.gaussians.counts.tolist(), strict=True)),
+            composed=tuple(self.groups.name(g) for g in self.gaussians.composed),
+            truncation_psi=self.bank.truncation_psi,
+        )
+
+
+def _labels_by_attribute(groups: Groups, ids: Tensor) -> dict[str, Tensor]:
+    return {attribute: groups.value_ids(ids, attribute) for attribute in groups.attributes}
