@@ -194,9 +194,8 @@ class Groups:
     def _unknown(self, text: str, spec: str) -> GroupError:
         values = [v for vs in self.attributes.values() for v in vs]
         known = "; ".join(f"{a}: {', '.join(v)}" for a, v in self.attributes.items())
-        return GroupError(
-            f"unknown group {spec!r}", expected=known, got=text, fix=_near(text, [*values, *self.names])
-        )
+        near = _near(text, values) or _near(text.split("-")[0], values)
+        return GroupError(f"unknown group {spec!r}", expected=known, got=text, fix=near)
 
     # --- tensors --------------------------------------------------------------------------------------------
 

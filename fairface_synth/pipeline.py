@@ -14,10 +14,11 @@ from .groups import Groups, balanced_quota
 from .latents import LatentBank, label_latents, normals, to_layers, truncate
 from .models.protocols import Generator, Labeller
 from .reports import GroupShares, group_shares, markdown_table
+from .models.facenet import Detections
 from .screening import reject
 from .subspaces import Method, Subspace, fit_subspace, lift, project
 
-Detector = Callable[[Tensor], Tensor]
+Detector = Callable[[Tensor], Detections | Tensor]
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,7 +141,8 @@ class Pipeline:
             method: of `fit_subspace`.
             covariance, components: of `fit_gaussians`.
             min_confidence: labels below it, on any attribute, are "unsure": counted, never forced into a group.
-            detector: images → bool [n], "a face was found"; `load_detector` gives one. Used by sample(verify=True).
+            detector: what `load_detector` gives, or any images → bool [n], "a face was found"; for `assign` and
+                `sample(verify=True)`.
         """
         if bank is None:
             bank = label_latents(
@@ -187,7 +189,10 @@ class Pipeline:
     def assign(self, images: Tensor) -> Tensor:
         """Group of each image by the labeller, −1 where it is unsure or the detector finds no face."""
         ids = self.groups.assign(self.labeller(images), self.min_confidence)
-        return ids if self.detector is None else torch.where(self.detector(images), ids, -1)
+        if self.detector is None:
+            return ids
+        found = self.detector(images)
+        return torch.where(found.found() if isinstance(found, Detections) else found, ids, -1)
 
     @torch.no_grad()
     def sample(

@@ -384,6 +384,10 @@ def _build(parts: Parts, registry: Mapping[str, str], device: torch.device | str
     _check_tensors(model.state_dict(), tensors)
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     model.load_state_dict(tensors, assign=True)
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        # Buffers that are not saved: make the module for real, now that its sizes are known to be the file's.
+        model = cls.from_config(parts.config)
+        model.load_state_dict(tensors)
     model.eval().requires_grad_(False)
     model = model.to(device or "cpu")
     if estimate:

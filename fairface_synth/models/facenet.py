@@ -1,13 +1,13 @@
-"""Faces in images: find them (MTCNN), bring them to a standard pose, embed them (both nets from facenet-pytorch).
+"""Faces in images: find them, bring them to a standard position, embed them (networks: facenet-pytorch).
 
-Images are float RGB in [-1, 1], NCHW. Coordinates are (x, y) in pixels of the image that came in, and (0, 0) is the
-centre of the top left pixel.
+Images are float RGB in [-1, 1], NCHW. Coordinates are (x, y) in pixels of the image that came in, and (0, 0)
+is the centre of the top left pixel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -22,10 +22,10 @@ Selection = Literal["probability", "largest"]
 Template = Literal["arcface", "ffhq"]
 
 LANDMARK_NAMES = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
-"""Rows of `Detections.landmarks`. Left and right are the viewer's: the "left eye" is the eye nearer to the image's
-left edge, which is the person's own right eye in an upright, frontal picture."""
+"""Rows of `Detections.landmarks`. Left and right are the viewer's: the "left eye" is the eye nearer to the
+image's left edge, which is the person's own right eye in an upright, frontal picture."""
 
-# InsightFace's five points for a 112 x 112 crop, in the order of LANDMARK_NAMES (arcface_dst in its face_align.py).
+# InsightFace's five points (arcface_dst) for a 112 x 112 crop, in the order of LANDMARK_NAMES.
 _ARCFACE_112 = (
     (38.2946, 51.6963),
     (73.5318, 51.5014),
@@ -39,7 +39,7 @@ _WEIGHT_URLS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------- detection
+# ------------------------------------------------------------------------------------------ detection
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ class FaceDetector(nn.Module):
     def forward(self, images: Tensor) -> Detections:
         """images [n, 3, H, W] in [-1, 1] → `Detections` on their device.
 
-        Waits for the device: how many candidates there are decides the shapes of the later stages. No gradient.
+        Waits for the device, as the number of candidates decides the shapes of later stages. No gradient.
 
         Raises:
             ShapeError: images are not float [n, 3, H, W] on the detector's device.
@@ -119,10 +119,8 @@ class FaceDetector(nn.Module):
             parts.append(_select(self._cascade(pixels), len(chunk), self.select, images.device))
         probability, boxes, points = (torch.cat(part) for part in zip(*parts, strict=True))
         ratio = boxes.new_tensor([width / size[1], height / size[0]])
-        to_original: Callable[[Tensor], Tensor] = lambda xy: (xy + 0.5) * ratio - 0.5  # noqa: E731
-        return Detections(
-            probability, to_original(boxes.unflatten(1, (2, 2))).flatten(1), to_original(points)
-        )
+        boxes = ((boxes.unflatten(1, (2, 2)) + 0.5) * ratio - 0.5).flatten(1)
+        return Detections(probability, boxes, (points + 0.5) * ratio - 0.5)
 
     def _cascade(self, pixels: Tensor) -> _Candidates:
         """The three stages on pixels [n, 3, h, w] in [0, 255]."""
@@ -162,7 +160,7 @@ class FaceDetector(nn.Module):
 def load_detector(
     device: torch.device | str | None = None,
     *,
-    size: int = 160,
+    size: int = 128,
     min_face: float = 0.25,
     factor: float = 0.709,
     thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
@@ -175,6 +173,7 @@ def load_detector(
         device: where it runs; None: the CPU.
         size: every image is first brought to this many pixels on its shorter side (antialiased bilinear), so
             cost and behaviour depend little on the resolution. Raise it together with a smaller `min_face`.
+            docs/faces.md has the measurements behind the defaults.
         min_face: smallest face looked for, as a share of the shorter side, in (0, 1]. The default suits
             generators, whose faces fill the image; photographs with small faces need less.
         factor: ratio of neighbouring scales of the image pyramid, in (0, 1).
@@ -195,9 +194,7 @@ def load_detector(
     weights = Path(facenet_pytorch.__file__).parent / "data"
     nets = []
     for name in ("PNet", "RNet", "ONet"):
-        with torch.device(
-            "meta"
-        ):  # the weights come next: no random draw, so the global generator stays as it is
+        with torch.device("meta"):  # the weights follow: no random draw
             net = getattr(mtcnn, name)(pretrained=False)
         state = torch.load(weights / f"{name.lower()}.pt", map_location="cpu", weights_only=True)
         net.load_state_dict(state, assign=True)
@@ -351,7 +348,7 @@ def _check_settings(size: int, min_face: float, factor: float, select: str, batc
         )
 
 
-# ---------------------------------------------------------------------------------------------------- alignment
+# ------------------------------------------------------------------------------------------ alignment
 
 
 def align_faces(images: Tensor, landmarks: Tensor, size: int = 112, template: Template = "arcface") -> Tensor:
@@ -368,8 +365,8 @@ def align_faces(images: Tensor, landmarks: Tensor, size: int = 112, template: Te
 
     Args:
         images: [n, 3, H, W] in [-1, 1].
-        landmarks: [n, 5, 2], rows as in LANDMARK_NAMES: what a detector's `landmarks` holds. Rows with NaN, or
-            with points from which no direction follows, get the centred square of side min(H, W) instead.
+        landmarks: [n, 5, 2], rows as in LANDMARK_NAMES: what a detector's `landmarks` holds. Where a point is
+            NaN, or the five give no direction, the centred square of side min(H, W) is taken instead.
         size: side of the result in pixels.
         template: "arcface" or "ffhq".
 
@@ -466,7 +463,7 @@ def _warp(images: Tensor, matrix: Tensor, size: int, *, mirror: bool) -> Tensor:
     return (F.avg_pool2d(sampled, finer) - 1).to(images.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------- embedding
+# ------------------------------------------------------------------------------------------ embedding
 
 
 class FacenetEmbedder(nn.Module):
@@ -484,7 +481,7 @@ class FacenetEmbedder(nn.Module):
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FacenetEmbedder:
-        """Stay in evaluation mode: batch statistics and dropout would make embeddings depend on their batch."""
+        """Stay in evaluation mode: in training, embeddings depend on their batch and on chance."""
         super().train(False)
         return self
 
@@ -521,7 +518,7 @@ def load_embedder(
     expect accuracy to differ by group, and measure it before a threshold means anything.
 
     Args:
-        source: "vggface2", "casia-webface", or the path of a state dict of InceptionResnetV1 (logits.* is ignored).
+        source: "vggface2", "casia-webface", or the path of InceptionResnetV1's state dict (logits.* ignored).
         device: where it runs; None: the CPU.
         dtype: of the weights and the arithmetic; the vectors are float32 in any case.
 
@@ -540,7 +537,7 @@ def load_embedder(
 
 
 def _pretrained_file(name: str) -> Path:
-    """The pretrained weights in torch's cache, where facenet-pytorch keeps them too; downloaded if missing."""
+    """The pretrained weights in torch's cache, where facenet-pytorch keeps them; downloaded if missing."""
     from facenet_pytorch.models.utils.download import download_url_to_file
 
     url = _WEIGHT_URLS[name]
@@ -554,13 +551,13 @@ def _pretrained_file(name: str) -> Path:
                 f"the weights {name!r} could not be downloaded ({error})",
                 expected=f"a connection to {url}",
                 got=f"no file {path}",
-                fix=f"download that address elsewhere and put the file at {path}, or keep it anywhere and pass "
-                'its path: load_embedder("/path/to/weights.pt")',
+                fix=f"download that address elsewhere and put the file at {path}, or keep it anywhere and "
+                'pass its path: load_embedder("/path/to/weights.pt")',
             ) from error
     return path
 
 
-# ---------------------------------------------------------------------------------------------------- shared
+# ------------------------------------------------------------------------------------------ shared
 
 
 def _check_images(images: Tensor, device: torch.device | None = None) -> None:
@@ -620,10 +617,9 @@ def _load_into(net: nn.Module, state: Mapping[str, Tensor], source: Any, name: s
             got="; ".join(f"{kind}: {_first(keys)}" for kind, keys in found.items() if keys),
             fix="pass the model's own state dict: torch.save(model.state_dict(), path)",
         )
-    counters = {
-        key: torch.zeros((), dtype=torch.long) for key in expected if key.endswith("num_batches_tracked")
-    }
-    net.load_state_dict({**counters, **state}, assign=True)
+    counters = (key for key in expected if key.endswith("num_batches_tracked"))  # absent from old files
+    zeros = {key: torch.zeros((), dtype=torch.long) for key in counters}
+    net.load_state_dict({**zeros, **state}, assign=True)
 
 
 def _first(keys: list[str], count: int = 3) -> str:

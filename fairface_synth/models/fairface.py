@@ -50,7 +50,7 @@ class FairFaceLabeller(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images [n, 3, H, W] in [-1, 1] → {attribute: probabilities [n, k]}, float32, rows sum to 1.
 
-        Any size: images are brought to 224 × 224 (antialiased bilinear) and clamped to [-1, 1] as saving would.
+        Any size: images are brought to 224 × 224 (antialiased bilinear), values clamped as saving would.
 
         Raises:
             ShapeError: images are not float [n, 3, H, W] on the labeller's device.
@@ -80,22 +80,22 @@ def load_labeller(
     The authors release `res34_fair_align_multi_7_20190809.pt` and `res34_fair_align_multi_4_20190809.pt`
     (https://github.com/joojs/fairface). Nothing is downloaded here.
 
-    What it expects: faces cut by dlib's five-point `get_face_chips` with padding 0.25 (upright, eyes level, some
-    margin around the face). Other crops, tight ArcFace ones above all, lower its accuracy.
+    What it expects: faces cut by dlib's five-point `get_face_chips` with padding 0.25 (upright, eyes level,
+    some margin around the face). Nothing here vouches for its accuracy on other crops.
 
     What it is worth: the labels are one annotator pool's *perceived* categories, and on FairFace's own
     validation set the 7-race model is right for 71.4 % of faces, between 59 and 62 % for latino-hispanic,
     southeast-asian and middle-eastern ones (white 75.5, black 86.1, latino-hispanic 59.3, east-asian 78.0,
-    southeast-asian 62.3, indian 73.0, middle-eastern 61.8: measured by a user, issue 7 of that repository). A
-    balance figure read off it needs its confusion matrix beside it.
+    southeast-asian 62.3, indian 73.0, middle-eastern 61.8 %: measured by a user, issue 7 of the authors'
+    repository dchen236/FairFace). A balance figure read off it needs its confusion matrix beside it.
 
-    Columns, as in that repository's predict.py: 18 outputs are 7 races, 2 genders, 9 ages. Of the 4-race file's
-    18 outputs predict.py reads the first four and nothing documents the others, so gender and age are offered for
-    4 races only with a layer of 15 = 4 + 2 + 9 outputs.
+    Columns, as in that repository's predict.py: 18 outputs are 7 races, 2 genders, 9 ages. Of the 4-race
+    file's 18 outputs predict.py reads the first four and nothing documents the others, so with 4 races there
+    are gender and age only where the last layer has 15 = 4 + 2 + 9 outputs.
 
     Args:
         source: path of the state dict.
-        races: 7, or 4 (white, black, asian, indian) for the 4-race file, which cannot be told apart by its shapes.
+        races: 7, or 4 (white, black, asian, indian) for the 4-race file: its shapes do not tell.
         device: where it runs; None: the CPU.
         dtype: of the weights and the arithmetic; probabilities are float32 in any case.
 

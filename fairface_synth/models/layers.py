@@ -243,9 +243,13 @@ def fir_up(x: Tensor, f: Tensor, up: int, padding: Sequence[int], gain: float = 
         return fir(x, f, padding, gain=gain)
     if f.ndim == 2:
         n, c, h, w = x.shape
-        wide = x.new_zeros((n, c, h, up, w, up))
-        wide[:, :, :, 0, :, 0] = x
-        return fir(wide.view(n, c, h * up, w * up), f, padding, gain=gain)
+        kh, kw = f.shape
+        # A transposed convolution is zero insertion and the full convolution; its border is then cut to `padding`.
+        y = F.conv_transpose2d(x.reshape(n * c, 1, h, w), (f * gain).to(x.dtype)[None, None], stride=up)
+        left, top = padding[0] - (kw - 1), padding[2] - (kh - 1)
+        right, bottom = padding[1] + up - kw, padding[3] + up - kh
+        y = F.pad(y, (left, right, top, bottom))
+        return y.view(n, c, *y.shape[2:])
     x = _fir_up_axis(x, f * math.sqrt(gain), up, padding[:2], 3)
     return _fir_up_axis(x, f * math.sqrt(gain), up, padding[2:], 2)
 

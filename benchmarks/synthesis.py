@@ -1,0 +1,154 @@
+"""Images per second of StyleGAN2 synthesis: a plain reference, this library in float32 and bfloat16, bare convolutions.
+
+    python benchmarks/synthesis.py [--resolutions 64 256 1024] [--rounds 5] [--batch 4]
+
+The variants take turns within each round on all cores; the median over rounds is printed as a markdown table, with the
+PSNR of bfloat16 against float32 images (peak-to-peak 2). Weights are random, as at initialisation, but the image is
+scaled to a standard deviation of 0.5, as that of a trained network, and noise has strength 0.05.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference_stylegan2 as reference
+
+from fairface_synth.models import stylegan2
+from fairface_synth.models.stylegan2 import StyleGAN2Generator
+
+
+def make_generator(resolution: int) -> StyleGAN2Generator:
+    """Random weights whose images have the spread of a photograph."""
+    torch.manual_seed(resolution)
+    base = 32768 if resolution >= 512 else 16384
+    config = {"z_dim": 512, "c_dim": 0, "w_dim": 512, "img_resolution": resolution, "img_channels": 3}
+    generator = StyleGAN2Generator(
+        {**config, "synthesis": {"channel_base": base, "channel_max": 512, "conv_clamp": 256}}
+    )
+    generator.freeze()
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.fill_(0.05)
+    spread = generator.synthesize(generator.map(torch.randn(2, 512))).std()
+    for name, parameter in generator.named_parameters():
+        if name.endswith("torgb.weight"):
+            parameter.mul_(0.5 / spread)
+    return generator
+
+
+def bare_convolutions(generator: StyleGAN2Generator, n: int, dtype: torch.dtype) -> Callable[[], None]:
+    """The same convolutions on ready channels_last inputs, with nothing around them."""
+    work = []
+    cl = torch.channels_last
+    for block in generator.synthesis.blocks:
+        for name in ("conv0", "conv1"):
+            layer = getattr(block, name, None)
+            if layer is None:
+                continue
+            o, i = layer.weight.shape[:2]
+            size = layer.resolution // layer.up
+            shape = (i, o, 3, 3) if layer.up > 1 else (o, i, 3, 3)
+            x = torch.randn(n, i, size, size).to(dtype, memory_format=cl)
+            work.append((layer.up, x, torch.randn(shape).to(dtype, memory_format=cl)))
+
+    def run() -> None:
+        for up, x, weight in work:
+            if up > 1:
+                F.conv_transpose2d(x, weight, stride=2)
+            else:
+                F.conv2d(x, weight, padding=1)
+
+    return run
+
+
+def timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return float(10 * torch.log10(4 / (a - b).double().square().mean()))
+
+
+def forced_bf16(generator: StyleGAN2Generator, w: Tensor) -> Tensor:
+    """Images with bfloat16 convolutions even where the CPU emulates them."""
+    original = stylegan2.native_bf16
+    stylegan2.native_bf16 = lambda device: True  # type: ignore[assignment]
+    try:
+        return generator.synthesize(w)
+    finally:
+        stylegan2.native_bf16 = original
+
+
+def measure(resolution: int, batch: int, rounds: int, forced: bool) -> str:
+    """One row of the table."""
+    full = make_generator(resolution)
+    half = StyleGAN2Generator(full.config)
+    half.load_state_dict(full.state_dict())
+    half.freeze().set_dtype(torch.bfloat16)
+    state = dict(full.state_dict())
+    w = full.map(torch.randn(batch, 512))
+    runs: list[Callable[[], object]] = [
+        lambda: reference.synthesize(full.config, state, w),
+        lambda: full.synthesize(w),
+        lambda: half.synthesize(w),
+        bare_convolutions(full, batch, torch.float32),
+        bare_convolutions(full, batch, torch.bfloat16),
+    ]
+    if forced:
+        runs.append(lambda: forced_bf16(half, w))
+    times: list[list[float]] = [[] for _ in runs]
+    for i in range(rounds + 1):
+        for run, seconds in zip(runs, times, strict=True):
+            seconds.append(timed(run)) if i else run()
+    a, b, c, d32, d16, *rest = (batch / statistics.median(t) for t in times)
+    exact = full.synthesize(w)
+    error = (exact - reference.synthesize(full.config, state, w)).abs().max() / exact.abs().max()
+    cells = [f"{v:.3g}" for v in (a, b, c, d32, d16)]
+    cells += [f"{b / a:.2f}×", f"{c / a:.2f}×", f"{c / d16:.2f}", f"{b / d32:.2f}"]
+    cells += [f"{psnr(forced_bf16(half, w), exact):.1f} dB", f"{error:.0e}", *(f"{v:.3g}" for v in rest)]
+    return f"| {resolution} | {batch} | " + " | ".join(cells) + " |"
+
+
+def cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=None, help="default: 8, 4 and 1 at 64, 256 and 1024")
+    parser.add_argument("--force-bf16", action="store_true", help="also time bfloat16 where it is emulated")
+    args = parser.parse_args()
+    native = stylegan2.native_bf16(torch.device("cpu"))
+    print(
+        f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, bfloat16 "
+        f"{'in hardware' if native else 'not in hardware: dtype=bfloat16 runs in float32'}; median of {args.rounds}\n"
+    )
+    head = ["resolution", "batch", "(a) plain fp32", "(b) ours fp32", "(c) ours bf16", "(d) bare fp32", "(d) bare bf16"]
+    head += ["b/a", "c/a", "c/d bf16", "b/d fp32", "PSNR bf16", "max error b vs a"]
+    head += ["forced bf16"] if args.force_bf16 else []
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for resolution in args.resolutions:
+        batch = args.batch or (8 if resolution <= 64 else 4 if resolution <= 256 else 1)
+        print(measure(resolution, batch, args.rounds, args.force_bf16), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Figures. Every function returns a matplotlib Figure; nothing is shown or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import DataError, GroupError
+from .groups import Groups
+from .images import to_uint8
+from .reports import GroupShares
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe & Ito 2008: told apart by the colour-blind, and in greyscale print by lightness.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+
+
+def face_grid(
+    images: Tensor, group_ids: Tensor, groups: Groups, *, columns: int = 10, title: str | None = None
+) -> Figure:
+    """One labelled row of faces for each group that has any.
+
+    Args:
+        images: [n, 3, H, W] in [-1, 1].
+        group_ids: int64 [n]; −1 is left out.
+        groups: names the rows.
+        columns: faces a row; the first ones of each group.
+        title: above the figure.
+    """
+    from matplotlib.figure import Figure
+
+    if len(images) != len(group_ids):
+        raise DataError("one group id per image, please", expected=len(images), got=len(group_ids))
+    present = [g for g in range(len(groups)) if bool((group_ids == g).any())]
+    if not present:
+        raise GroupError("no image belongs to a group", expected="some ids ≥ 0", got="only -1 or nothing")
+    side = images.shape[-1]
+    figure = Figure(figsize=(1.6 + 0.8 * columns, 0.82 * len(present) + (0.4 if title else 0.1)), layout="constrained")
+    axes = figure.subplots(len(present), 1, squeeze=False)[:, 0]
+    for ax, g in zip(axes, present, strict=True):
+        faces = to_uint8(images[group_ids == g][:columns]).permute(0, 2, 3, 1).cpu()
+        strip = torch.full((side, side * columns, 3), 255, dtype=torch.uint8)
+        strip[:, : side * len(faces)] = torch.cat(list(faces), dim=1)
+        ax.imshow(strip.numpy(), interpolation="nearest")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_frame_on(False)
+        ax.set_ylabel(groups.name(g).replace("-", "\n"), rotation=0, ha="right", va="center", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def share_bars(sets: Mapping[str, GroupShares], *, title: str | None = None) -> Figure:
+    """Group shares of several sets side by side, with 95 % intervals and the balanced share as a line.
+
+    Args:
+        sets: {name of the set: shares}, all over the same groups.
+        title: above the figure.
+    """
+    from matplotlib.figure import Figure
+
+    if not sets:
+        raise DataError("no sets to draw", expected="at least one", got=0)
+    groups = next(iter(sets.values())).groups
+    figure = Figure(figsize=(1.5 + 1.25 * len(groups), 3.4), layout="constrained")
+    ax = figure.subplots()
+    width = 0.8 / len(sets)
+    for i, (name, shares) in enumerate(sets.items()):
+        if shares.groups != groups:
+            raise GroupError("the sets are over different groups", expected=groups, got=shares.groups)
+        x = torch.arange(len(groups)) + (i - (len(sets) - 1) / 2) * width
+        value = 100 * shares.shares
+        error = torch.stack((value - 100 * shares.low, 100 * shares.high - value)).clamp_min(0)
+        ax.bar(x, value, width, yerr=error.numpy(), label=name, color=COLOURS[i % len(COLOURS)], capsize=2)
+    ax.axhline(100 / len(groups), color="black", linewidth=0.8, linestyle="--", label="balanced")
+    ax.set_xticks(range(len(groups)), [n.replace("-", "\n", 1) for n in groups.names])
+    ax.set_ylabel("share of faces, %")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    if title:
+        ax.set_title(title, fontsize=10)
+    return figure
+
+
+def rate_bars(
+    rates: Mapping[str, Sequence[float]], groups: Groups, *, ylabel: str, log: bool = False, title: str | None = None
+) -> Figure:
+    """One bar per method and group, for example syntheses per accepted face.
+
+    Args:
+        rates: {method: one number per group}; NaN and inf are left blank.
+        groups: names the groups.
+        ylabel: what the numbers are.
+        log: logarithmic axis.
+        title: above the figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 1.25 * len(groups), 3.2), layout="constrained")
+    ax = figure.subplots()
+    width = 0.8 / max(1, len(rates))
+    for i, (name, values) in enumerate(rates.items()):
+        height = torch.tensor(values, dtype=torch.float64)
+        height = torch.where(height.isfinite(), height, float("nan"))
+        x = torch.arange(len(groups)) + (i - (len(rates) - 1) / 2) * width
+        bars = ax.bar(x, height, width, label=name, color=COLOURS[i % len(COLOURS)])
+        ax.bar_label(bars, [f"{v:.3g}" if v == v else "–" for v in height.tolist()], fontsize=7)
+    if log:
+        ax.set_yscale("log")
+    ax.set_xticks(range(len(groups)), [n.replace("-", "\n", 1) for n in groups.names])
+    ax.set_ylabel(ylabel)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    if title:
+        ax.set_title(title, fontsize=10)
+    return figure
