@@ -743,18 +743,19 @@ def _noise_and_component(
 
 def _effects_design(groups: Groups, device: torch.device) -> Tensor:
     """[G, 1 + Σk]: an intercept and an indicator for each attribute value (the ridge settles the overlap)."""
-    ids = torch.arange(len(groups), device=device)
-    columns = [torch.ones(len(groups), 1, dtype=torch.float64, device=device)]
-    for attribute, values in groups.attributes.items():
-        one_hot = torch.nn.functional.one_hot(groups.value_ids(ids, attribute), len(values))
-        columns.append(one_hot.double())
-    return torch.cat(columns, dim=1)
+    rows = []
+    for g in range(len(groups)):
+        row = [1.0]
+        for value, size in zip(groups.value_indices(g), groups.shape, strict=True):
+            row += [float(value == v) for v in range(size)]
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.float64, device=device)
 
 
 def _refuse_unseen_values(groups: Groups, seen: list[int], target: list[int]) -> None:
-    for attribute, values in groups.attributes.items():
-        known = {int(v) for v in groups.value_ids(torch.tensor(seen, dtype=torch.int64), attribute)}
-        needed = {int(v) for v in groups.value_ids(torch.tensor(target), attribute)}
+    for axis, (attribute, values) in enumerate(groups.attributes.items()):
+        known = {groups.value_indices(g)[axis] for g in seen}
+        needed = {groups.value_indices(g)[axis] for g in target}
         if needed - known:
             raise GroupError(
                 f"no seen group has {attribute} = " + ", ".join(values[v] for v in sorted(needed - known)),

@@ -126,6 +126,14 @@ class Groups:
             raise GroupError("an empty list names no group", expected=f"some of {', '.join(self.names[:4])}, …")
         return tuple(dict.fromkeys(ids))
 
+    def value_indices(self, group_id: int) -> tuple[int, ...]:
+        """Index of the group's value of each attribute, in attribute order."""
+        indices = []
+        for size in reversed(self.shape):
+            group_id, i = divmod(group_id, size)
+            indices.append(i)
+        return tuple(reversed(indices))
+
     def _ravel(self, index: Sequence[int]) -> int:
         flat = 0
         for i, size in zip(index, self.shape, strict=True):

@@ -259,6 +259,7 @@ def _fir_up_axis(x: Tensor, f: Tensor, up: int, padding: Sequence[int], axis: in
     g = f.flip(0)
     size = x.shape[axis]
     out = size * up + low + high - len(g) + 1
+    g = F.pad(g, (0, max(0, up - len(g))))  # every phase has a tap
     phases = []
     for r in range(up):
         first = (low - r) % up

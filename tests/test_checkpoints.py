@@ -1,0 +1,814 @@
+"""Reading every supported format, and refusing everything else without executing it."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import http.server
+import io
+import math
+import os
+import pickle
+import pickletools
+import struct
+import sys
+import threading
+import types
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fairface_synth.errors import CheckpointError
+from fairface_synth.models import checkpoints, safe_pickle
+from fairface_synth.models.checkpoints import (
+    load_discriminator,
+    load_generator,
+    read_state_dict,
+    register_generator,
+    save_discriminator,
+    save_generator,
+)
+from fairface_synth.models.protocols import wrap_generator
+from fairface_synth.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from fairface_synth.models.stylegan3 import StyleGAN3Generator
+
+TOP = {"z_dim": 8, "c_dim": 0, "w_dim": 12, "img_resolution": 16, "img_channels": 3}
+SMALL = {"channel_base": 128, "channel_max": 12}
+
+
+def fill(model: nn.Module) -> Any:
+    with torch.no_grad():
+        for name, t in model.state_dict().items():
+            if name.endswith(("bias", "noise_strength", "w_avg")):
+                t.add_(torch.randn_like(t) * 0.2)
+    return model.eval().requires_grad_(False)
+
+
+# --- a writer of NVIDIA's layout: objects that pickle as calls of torch_utils.persistence ------------------------------
+
+
+def _reconstruct_persistent_obj(meta: dict) -> None:
+    raise AssertionError("the checkpoint's code was called")
+
+
+class Persistent:
+    def __init__(self, class_name: str, **state: Any) -> None:
+        meta = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": class_name}
+        self.meta = {**meta, "state": state}
+
+    def __reduce__(self) -> tuple:
+        return _reconstruct_persistent_obj, (self.meta,)
+
+
+@pytest.fixture(autouse=True)
+def persistence_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("torch_utils.persistence")
+    module._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
+    monkeypatch.setattr(_reconstruct_persistent_obj, "__module__", "torch_utils.persistence")
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, "torch_utils.persistence", module)
+
+
+def official(
+    model: nn.Module, name: str, kwargs: dict, args: tuple = (), frozen: tuple[str, ...] = (), **attributes: Any
+) -> Persistent:
+    """The module tree of `model` as persistent objects; weights whose name contains `frozen` become buffers."""
+
+    def convert(module: nn.Module, class_name: str, prefix: str, **more: Any) -> Persistent:
+        is_frozen = any(f in prefix for f in frozen)
+        params = {k: None if v is None else nn.Parameter(v.clone()) for k, v in module._parameters.items()}
+        state = {
+            "_parameters": {} if is_frozen else collections.OrderedDict(params),
+            "_buffers": {k: v if v is None else v.clone() for k, v in module._buffers.items()}
+            | ({k: v if v is None else v.detach() for k, v in params.items()} if is_frozen else {}),
+            "_modules": collections.OrderedDict(
+                (k, convert(m, type(m).__name__, f"{prefix}{k}.")) for k, m in module._modules.items()
+            ),
+            "training": False,
+            "_backward_hooks": collections.OrderedDict(),
+            "weight_gain": np.float64(0.25),
+            "size": np.asarray([36, 36]),
+            "_non_persistent_buffers_set": set(),
+        }
+        if prefix:
+            state |= attributes
+        return Persistent(class_name, **state, **more)
+
+    return convert(model, name, "", _init_args=args, _init_kwargs=kwargs)
+
+
+def snapshot(**networks: Any) -> dict:
+    return {**networks, "training_set_kwargs": {"class_name": "training.dataset.X"}, "augment_pipe": None}
+
+
+def same(a: Any, b: Any, n: int = 2) -> None:
+    ws = torch.randn(n, a.num_ws, a.w_dim)
+    assert torch.equal(a.synthesize(ws), b.synthesize(ws))
+    z, c = torch.randn(n, a.z_dim), torch.eye(a.c_dim)[:n] if a.c_dim else None
+    assert torch.equal(a.map(z, c, 0.7), b.map(z, c, 0.7))
+
+
+# --- official pickles -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("nesting", ["nested", "flat", "positional"])
+def test_official_stylegan2(protocol: int, nesting: str) -> None:
+    synthesis = SMALL | {"conv_clamp": 0.5, "architecture": "resnet", "resample_filter": [1, 2, 1]}
+    mapping = {"num_layers": 3, "lr_multiplier": np.float64(0.01)}
+    model = fill(StyleGAN2Generator({**TOP, "c_dim": 3, "mapping": mapping, "synthesis": synthesis}))
+    top = TOP | {"c_dim": 3}
+    given, runtime = SMALL | {"resample_filter": [1, 2, 1], "architecture": "resnet"}, {"num_fp16_res": 4}
+    args: tuple = ()
+    if nesting == "nested":
+        kwargs = top | {"mapping_kwargs": mapping, "synthesis_kwargs": given | runtime | {"conv_clamp": 0.5}}
+    elif nesting == "flat":
+        kwargs = top | given | runtime | {"mapping_kwargs": mapping, "fused_modconv_default": "inference_only"}
+    else:
+        args, kwargs = (*top.values(), mapping, given), {}
+    network = official(model, "Generator", kwargs, args, conv_clamp=0.5)
+    data = pickle.dumps(snapshot(G_ema=network, G=network), protocol)
+    loaded = load_generator(data)
+    same(model, loaded)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    same(model, load_generator(pickle.dumps(network, protocol)))
+    same(model, load_generator(io.BytesIO(data), which="G"))
+    assert load_generator(data, dtype=torch.float64).w_avg.dtype == torch.float64
+    assert type(loaded).__name__ in repr(loaded)
+
+
+def test_conv_clamp_follows_what_the_layers_kept() -> None:
+    """The two repositories have other defaults, and neither is written into the arguments."""
+    model = fill(StyleGAN2Generator({**TOP, "synthesis": SMALL}))
+    for stored in (None, 256, 3.0):
+        network = official(model, "Generator", TOP | {"synthesis_kwargs": SMALL}, conv_clamp=stored)
+        assert load_generator(pickle.dumps(network)).config["synthesis"]["conv_clamp"] == stored
+    for kwargs, expected in ((TOP | SMALL, 256), (TOP | {"synthesis_kwargs": SMALL}, None)):
+        network = official(model, "Generator", kwargs)
+        assert load_generator(pickle.dumps(network)).config["synthesis"]["conv_clamp"] == expected
+
+
+@pytest.mark.parametrize("config", [{}, {"conv_kernel": 1, "use_radial_filters": True}], ids=["t", "r"])
+def test_official_stylegan3(config: dict) -> None:
+    settings3 = SMALL | config | {"num_layers": 5}
+    model = fill(StyleGAN3Generator({**TOP, "mapping": {"num_layers": 2}, "synthesis": settings3}))
+    model.synthesis.input.transform.copy_(torch.tensor([[0.0, -1, 0.1], [1, 0, 0], [0, 0, 1]]))
+    network = official(model, "Generator", TOP | settings3 | {"num_fp16_res": 4, "magnitude_ema_beta": 0.9})
+    same(model, load_generator(pickle.dumps(snapshot(G_ema=network))))
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "skip"])
+def test_official_discriminator(architecture: str) -> None:
+    config = {"c_dim": 3, "img_resolution": 16, "img_channels": 3, "architecture": architecture, **SMALL}
+    block, epilogue = {"freeze_layers": 5}, {"mbstd_group_size": None, "mbstd_num_channels": 2}
+    model = fill(StyleGAN2Discriminator(config | {"block": block, "epilogue": epilogue, "conv_clamp": 256}))
+    kwargs = config | {"block_kwargs": block, "epilogue_kwargs": epilogue, "num_fp16_res": 4, "mapping_kwargs": {}}
+    network = official(model, "Discriminator", kwargs, frozen=("b16",), conv_clamp=256)
+    loaded = load_discriminator(pickle.dumps(snapshot(D=network)))
+    x, c = torch.randn(2, 3, 16, 16), torch.eye(3)[:2]
+    for size in (1, None):
+        assert torch.equal(loaded.score(x, c, size), model.score(x, c, size))
+    assert loaded.config["conv_clamp"] == 256
+
+
+def test_a_missing_mean_is_estimated() -> None:
+    model = fill(StyleGAN2Generator({**TOP, "c_dim": 2, "synthesis": SMALL, "mapping": {"w_avg_beta": None}}))
+    kwargs = TOP | {"c_dim": 2, "mapping_kwargs": {"w_avg_beta": None}, "synthesis_kwargs": SMALL}
+    network = official(model, "Generator", kwargs)
+    tree = network.meta["state"]["_modules"]["mapping"].meta["state"]["_buffers"]
+    del tree["w_avg"]
+    loaded = load_generator(pickle.dumps(network))
+    z = torch.randn(20000, 8)
+    mean = loaded.map(z, F.one_hot(torch.arange(20000) % 2, 2).float())[:, 0].mean(0)
+    assert torch.allclose(loaded.w_avg, mean, atol=0.1)
+
+
+def test_unknown_and_absurd_arguments() -> None:
+    model = fill(StyleGAN2Generator({**TOP, "synthesis": SMALL}))
+    for change in ({"use_magic": 1}, {"img_resolution": 1 << 20}, {"w_dim": 10**12}, {"channel_max": "many"}):
+        network = official(model, "Generator", TOP | {"synthesis_kwargs": SMALL} | change)
+        with pytest.raises(CheckpointError, match=next(iter(change)).split("_")[-1]):
+            load_generator(pickle.dumps(network))
+    # Sizes within bounds, but not those of the tensors: nothing of 8192² is ever allocated.
+    network = official(model, "Generator", TOP | {"img_resolution": 8192, "channel_max": 16384, "channel_base": 1 << 24})
+    with pytest.raises(CheckpointError, match="missing"):
+        load_generator(pickle.dumps(network))
+    wide = official(model, "Generator", TOP | {"w_dim": 16000, "synthesis_kwargs": SMALL})
+    with pytest.raises(CheckpointError, match="wrong shape"):
+        load_generator(pickle.dumps(wide))
+    with pytest.raises(CheckpointError, match="discriminator"):
+        load_discriminator(pickle.dumps(snapshot(D=official(model, "Generator", TOP))))
+    bad = fill(StyleGAN2Generator({**TOP, "synthesis": SMALL}))
+    bad.synthesis.b8.conv0.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(CheckpointError, match=r"synthesis.b8.conv0.weight contains NaN"):
+        load_generator(pickle.dumps(official(bad, "Generator", TOP | {"synthesis_kwargs": SMALL})))
+
+
+# --- rosinality: an independent reference with his names and semantics ----------------------------------------------------
+
+
+class Rosinality:
+    """Random weights under rosinality's names, and the images and logits that his formulas give for them."""
+
+    def __init__(self, size: int = 32, style: int = 10, mlp: int = 3, kernel: tuple[float, ...] = (1, 3, 3, 1)) -> None:
+        self.size, self.mlp = size, mlp
+        self.log = int(math.log2(size))
+        self.width = {4: 12, 8: 12, 16: 10, 32: 6, 64: 5}
+        k = torch.tensor(kernel)
+        self.k = torch.outer(k, k) / k.sum() ** 2
+        r = functools.partial(torch.randn, dtype=torch.float32)
+        g: dict[str, Tensor] = {}
+        for i in range(1, mlp + 1):
+            g[f"style.{i}.weight"], g[f"style.{i}.bias"] = r(style, style) * 100, r(style) * 10
+        g["input.input"] = r(1, 12, 4, 4)
+
+        def modulated(name: str, i: int, o: int, k: int) -> None:
+            g[f"{name}.conv.weight"] = r(1, o, i, k, k)
+            g[f"{name}.conv.modulation.weight"] = r(i, style)
+            g[f"{name}.conv.modulation.bias"] = 1 + 0.1 * r(i)
+
+        def styled(name: str, i: int, o: int, up: bool) -> None:
+            modulated(name, i, o, 3)
+            g[f"{name}.noise.weight"], g[f"{name}.activate.bias"] = r(1) * 0.3, r(o) * 0.3
+            if up:
+                g[f"{name}.conv.blur.kernel"] = self.k * 4
+
+        styled("conv1", 12, 12, False)
+        modulated("to_rgb1", 12, 3, 1)
+        g["to_rgb1.bias"] = r(1, 3, 1, 1)
+        g["noises.noise_0"] = r(1, 1, 4, 4)
+        for i, log in enumerate(range(3, self.log + 1)):
+            w, before = self.width[2**log], self.width[2 ** (log - 1)]
+            styled(f"convs.{2 * i}", before, w, True)
+            styled(f"convs.{2 * i + 1}", w, w, False)
+            modulated(f"to_rgbs.{i}", w, 3, 1)
+            g[f"to_rgbs.{i}.bias"] = r(1, 3, 1, 1)
+            g[f"to_rgbs.{i}.upsample.kernel"] = self.k * 4
+            for j in (1, 2):
+                g[f"noises.noise_{2 * i + j}"] = r(1, 1, 2**log, 2**log)
+        self.g = g
+        self.latent_avg = r(style)
+        self.d = self._discriminator(r)
+
+    def _discriminator(self, r: Any) -> dict[str, Tensor]:
+        top = self.width[self.size]
+        d = {"convs.0.0.weight": r(top, 3, 1, 1), "convs.0.1.bias": r(top)}
+        for i, log in enumerate(range(self.log, 2, -1), 1):
+            a, b, n = self.width[2**log], self.width[2 ** (log - 1)], f"convs.{i}"
+            d |= {f"{n}.conv1.0.weight": r(a, a, 3, 3), f"{n}.conv1.1.bias": r(a)}
+            d |= {f"{n}.conv2.0.kernel": self.k, f"{n}.conv2.1.weight": r(b, a, 3, 3), f"{n}.conv2.2.bias": r(b)}
+            d |= {f"{n}.skip.0.kernel": self.k, f"{n}.skip.1.weight": r(b, a, 1, 1)}
+        d |= {"final_conv.0.weight": r(12, 13, 3, 3), "final_conv.1.bias": r(12)}
+        d |= {"final_linear.0.weight": r(12, 192), "final_linear.0.bias": r(12)}
+        return d | {"final_linear.1.weight": r(1, 12), "final_linear.1.bias": r(1)}
+
+    def checkpoint(self) -> dict:
+        return {"g_ema": self.g, "g": self.g, "d": self.d, "latent_avg": self.latent_avg, "g_optim": {"state": {}}}
+
+    @staticmethod
+    def fused(x: Tensor, bias: Tensor) -> Tensor:
+        return F.leaky_relu(x + bias.view(1, -1, *[1] * (x.ndim - 2)), 0.2) * 2**0.5
+
+    @staticmethod
+    def blur(x: Tensor, k: Tensor, up: int, pad: tuple[int, int]) -> Tensor:
+        n, c, h, w = x.shape
+        wide = torch.zeros(n, c, h * up, w * up)
+        wide[:, :, ::up, ::up] = x
+        wide = F.pad(wide, (*pad, *pad))
+        return F.conv2d(wide.view(n * c, 1, *wide.shape[2:]), k.flip((0, 1))[None, None]).view(
+            n, c, wide.shape[2] - len(k) + 1, -1
+        )
+
+    def map(self, z: Tensor) -> Tensor:
+        x = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
+        for i in range(1, self.mlp + 1):
+            weight = self.g[f"style.{i}.weight"]
+            x = self.fused(F.linear(x, weight * (0.01 / weight.shape[1] ** 0.5)), self.g[f"style.{i}.bias"] * 0.01)
+        return x
+
+    def modulated(self, name: str, x: Tensor, w: Tensor, up: bool = False, demodulate: bool = True) -> Tensor:
+        weight = self.g[f"{name}.conv.weight"]
+        _, o, i, k, _ = weight.shape
+        m = self.g[f"{name}.conv.modulation.weight"]
+        s = F.linear(w, m / m.shape[1] ** 0.5, self.g[f"{name}.conv.modulation.bias"])
+        ww = weight * s.view(-1, 1, i, 1, 1) / (i * k * k) ** 0.5
+        if demodulate:
+            ww = ww * torch.rsqrt(ww.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        n = len(x)
+        flat = x.reshape(1, n * i, *x.shape[2:])
+        if not up:
+            y = F.conv2d(flat, ww.reshape(n * o, i, k, k), padding=k // 2, groups=n)
+            return y.view(n, o, *y.shape[2:])
+        y = F.conv_transpose2d(flat, ww.transpose(1, 2).reshape(n * i, o, k, k), stride=2, groups=n)
+        p = len(self.k) - 2 - (k - 1)
+        return self.blur(y.view(n, o, *y.shape[2:]), self.k * 4, 1, ((p + 1) // 2 + 1, p // 2 + 1))
+
+    def images(self, ws: Tensor) -> Tensor:
+        def styled(name: str, x: Tensor, w: Tensor, noise: int, up: bool) -> Tensor:
+            y = self.modulated(name, x, w, up) + self.g[f"{name}.noise.weight"] * self.g[f"noises.noise_{noise}"]
+            return self.fused(y, self.g[f"{name}.activate.bias"])
+
+        def rgb(name: str, x: Tensor, w: Tensor) -> Tensor:
+            return self.modulated(name, x, w, demodulate=False) + self.g[f"{name}.bias"]
+
+        x = styled("conv1", self.g["input.input"].repeat(len(ws), 1, 1, 1), ws[:, 0], 0, False)
+        skip = rgb("to_rgb1", x, ws[:, 1])
+        p = len(self.k) - 2
+        for i in range(self.log - 2):
+            x = styled(f"convs.{2 * i}", x, ws[:, 2 * i + 1], 2 * i + 1, True)
+            x = styled(f"convs.{2 * i + 1}", x, ws[:, 2 * i + 2], 2 * i + 2, False)
+            skip = self.blur(skip, self.k * 4, 2, ((p + 1) // 2 + 1, p // 2))
+            skip = skip + rgb(f"to_rgbs.{i}", x, ws[:, 2 * i + 3])
+        return skip
+
+    def logits(self, x: Tensor) -> Tensor:
+        def conv(name: str, x: Tensor, at: int, down: bool, activate: bool = True) -> Tensor:
+            weight = self.d[f"{name}.{at}.weight"]
+            k = weight.shape[-1]
+            if down:
+                p = len(self.k) - 2 + k - 1
+                x = self.blur(x, self.k, 1, ((p + 1) // 2, p // 2))
+            y = F.conv2d(x, weight / weight[0].numel() ** 0.5, stride=2 if down else 1, padding=0 if down else k // 2)
+            return self.fused(y, self.d[f"{name}.{at + 1}.bias"]) if activate else y
+
+        x = conv("convs.0", x, 0, False)
+        for i in range(1, self.log - 1):
+            y = conv(f"convs.{i}.conv2", conv(f"convs.{i}.conv1", x, 0, False), 1, True)
+            x = (y + conv(f"convs.{i}.skip", x, 1, True, activate=False)) / 2**0.5
+        n = len(x)
+        group = min(n, 4)
+        std = x.view(group, -1, 1, x.shape[1], 4, 4)
+        std = torch.sqrt(std.var(0, unbiased=False) + 1e-8).mean((2, 3, 4), keepdim=True).squeeze(2)
+        x = conv("final_conv", torch.cat([x, std.repeat(group, 1, 4, 4)], 1), 0, False).view(n, -1)
+        w0, w1 = self.d["final_linear.0.weight"], self.d["final_linear.1.weight"]
+        x = self.fused(F.linear(x, w0 / w0.shape[1] ** 0.5), self.d["final_linear.0.bias"])
+        return F.linear(x, w1 / w1.shape[1] ** 0.5, self.d["final_linear.1.bias"])[:, 0]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("size", "mlp", "kernel"), [(32, 3, (1.0, 3, 3, 1)), (8, 1, (1.0, 3, 3, 1)), (16, 8, (1.0, 2, 3, 4)), (64, 2, (1.0, 3, 3, 1))]
+)
+def test_rosinality(tmp_path: Path, size: int, mlp: int, kernel: tuple[float, ...], legacy: bool) -> None:
+    torch.manual_seed(0)
+    theirs = Rosinality(size, mlp=mlp, kernel=kernel)
+    path = tmp_path / "r.pt"
+    torch.save(theirs.checkpoint(), path, _use_new_zipfile_serialization=not legacy)
+    g, d = load_generator(path), load_discriminator(path)
+    z = torch.randn(4, 10)
+    ws = g.map(z)
+    torch.testing.assert_close(ws[:, 0], theirs.map(z), rtol=1e-5, atol=1e-5)
+    w = torch.randn(4, g.num_ws, 10)
+    images = theirs.images(w)
+    assert float((g.synthesize(w) - images).abs().max() / images.abs().max()) < 1e-5
+    assert torch.equal(g.w_avg, theirs.latent_avg)
+    x = torch.randn(4, 3, size, size)
+    torch.testing.assert_close(d.score(x, group_size=None), theirs.logits(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(d.score(x), torch.cat([theirs.logits(i[None]) for i in x]), rtol=1e-4, atol=1e-4)
+    save_generator(g, tmp_path / "g.safetensors")
+    same(g, load_generator(tmp_path / "g.safetensors"))
+
+
+def test_rosinality_variants(tmp_path: Path) -> None:
+    theirs = Rosinality(16)
+    parallel = {f"module.{k}": v for k, v in theirs.g.items()}
+    for value in (theirs.g, parallel, {"g_ema": parallel}):
+        torch.save(value, tmp_path / "r.pt")
+        assert load_generator(tmp_path / "r.pt").resolution == 16
+    for change in ({"extra": torch.zeros(2)}, {"conv1.noise.weight": None}, {"convs.1.conv.weight": torch.zeros(3)}):
+        torch.save({"g_ema": theirs.g | change}, tmp_path / "r.pt")
+        with pytest.raises(CheckpointError):
+            load_generator(tmp_path / "r.pt")
+    torch.save({"g_ema": theirs.g}, tmp_path / "r.pt")
+    with pytest.raises(CheckpointError, match="no discriminator"):
+        load_discriminator(tmp_path / "r.pt")
+
+
+# --- our own files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "stylegan3"])
+def test_save_and_load(tmp_path: Path, kind: str) -> None:
+    cls = StyleGAN2Generator if kind == "stylegan2" else StyleGAN3Generator
+    model = fill(cls({**TOP, "c_dim": 2, "synthesis": SMALL}))
+    path = tmp_path / "g.safetensors"
+    save_generator(model, path)
+    same(model, load_generator(str(path)))
+    same(model, load_generator(path.read_bytes(), sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:12]))
+    assert [p.name for p in tmp_path.iterdir()] == ["g.safetensors"]
+    with pytest.raises(CheckpointError, match="another kind"):
+        load_discriminator(path)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_generator(path, sha256="0" * 64)
+    with pytest.raises(CheckpointError, match="hexadecimal"):
+        load_generator(path, sha256="xyz")
+
+
+def test_save_discriminator(tmp_path: Path) -> None:
+    d = fill(StyleGAN2Discriminator({"c_dim": 0, "img_resolution": 16, "img_channels": 3, **SMALL}))
+    save_discriminator(d, tmp_path / "d.safetensors")
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(load_discriminator(tmp_path / "d.safetensors").score(x), d.score(x))
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fill(StyleGAN2Generator({**TOP, "synthesis": SMALL}))
+    path = tmp_path / "g.safetensors"
+    save_generator(model, path)
+    before = path.read_bytes()
+
+    def fail(*args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_generator(model, path)
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_saving_what_cannot_be_saved(tmp_path: Path) -> None:
+    wrapped = wrap_generator(synthesize=lambda w: torch.zeros(len(w), 3, 4, 4), z_dim=4, resolution=4)
+    with pytest.raises(CheckpointError, match="WrappedGenerator cannot be saved"):
+        save_generator(wrapped, tmp_path / "w.safetensors")
+
+
+class Registered(nn.Module):
+    """A user's class, with a buffer that is not saved."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.config = {"width": width}
+        self.weight = nn.Parameter(torch.randn(width))
+        self.register_buffer("scale", torch.full((width,), 2.0), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: dict) -> Registered:
+        return cls(config["width"])
+
+
+def test_register_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_GENERATORS", checkpoints._GENERATORS)
+    monkeypatch.setitem(checkpoints._GENERATORS, "x", "")
+    register_generator("x", f"{__name__}:Registered")
+    model = Registered(5)
+    save_generator(model, tmp_path / "x.safetensors")
+    loaded = load_generator(tmp_path / "x.safetensors")
+    assert torch.equal(loaded.weight, model.weight)
+    assert torch.equal(loaded.scale, model.scale)
+
+
+def test_foreign_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="not one of ours"):
+        load_generator(path)
+    save_file({"a": torch.zeros(2)}, path, {"format": "fairface_synth.model", "version": "99"})
+    with pytest.raises(CheckpointError, match="another version"):
+        load_generator(path)
+    meta = {"format": "fairface_synth.model", "version": "1", "kind": "stylegan2", "config": "{"}
+    save_file({"a": torch.zeros(2)}, path, meta)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_generator(path)
+
+
+# --- state dictionaries -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_read_state_dict(tmp_path: Path, legacy: bool) -> None:
+    base = torch.randn(4, 6)
+    tensors = {
+        "plain": base,
+        "transposed": base.t(),
+        "slice": base[1:3, 2:],
+        "half": base.half(),
+        "bf16": base.bfloat16(),
+        "ints": torch.arange(5),
+        "bools": torch.tensor([True, False]),
+        "scalar": torch.tensor(3.0),
+        "empty": torch.zeros(0, 3),
+        "parameter": nn.Parameter(base.clone()),
+    }
+    for value in (tensors, {"state_dict": tensors, "epoch": 3}, collections.OrderedDict(tensors)):
+        path = tmp_path / "s.pth"
+        torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+        loaded = read_state_dict(path)
+        assert loaded.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(loaded[name], tensor), name
+            assert loaded[name].dtype == tensor.dtype
+            assert loaded[name].is_contiguous()
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    torch.save(module.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    assert module.load_state_dict(read_state_dict(path))
+    save_file({"a": base}, tmp_path / "s.safetensors")
+    assert torch.equal(read_state_dict(tmp_path / "s.safetensors")["a"], base)
+    for wrong in ([1, 2], {"a": 3}, {}, {"a": base, "b": "text"}):
+        torch.save(wrong, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(CheckpointError, match="not a dictionary of tensors"):
+            read_state_dict(path)
+
+
+# --- nothing is executed ----------------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Pickles as a call of any function with any arguments."""
+
+    def __init__(self, function: Any, *args: Any, state: Any = None) -> None:
+        self.reduced = (function, args, state) if state is not None else (function, args)
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
+def readers() -> list[Any]:
+    return [load_generator, load_discriminator, read_state_dict]
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_calls_are_refused(tmp_path: Path, protocol: int) -> None:
+    marker = tmp_path / "executed"
+    attacks = [
+        Calls(os.system, f"touch {marker}"),
+        Calls(eval, f"open({str(marker)!r}, 'w')"),
+        Calls(getattr, os, "name"),
+        Calls(__import__, "os"),
+        Calls(torch.load, str(marker)),
+        Calls(np.load, str(marker)),
+        Calls(bytearray, 10**12),
+        Calls(nn.Linear, 2, 3),
+        functools.partial(print, 1),
+    ]
+    for attack in attacks:
+        for value in (attack, {"G_ema": attack}, {"g_ema": {"input.input": attack, "conv1.conv.weight": 1}}):
+            data = pickle.dumps(value, protocol)
+            for read in readers():
+                with pytest.raises(CheckpointError, match=r"found|cannot be read"):
+                    read(data)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_calls_in_torch_files_are_refused(tmp_path: Path, legacy: bool) -> None:
+    marker = tmp_path / "executed"
+    path = tmp_path / "x.pt"
+    torch.save({"g_ema": Calls(os.system, f"touch {marker}")}, path, _use_new_zipfile_serialization=not legacy)
+    for read in readers():
+        with pytest.raises(CheckpointError, match=r"posix.system|nt.system"):
+            read(path)
+    torch.save(nn.Linear(2, 2), path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"torch.nn.modules.linear.Linear"):
+        load_generator(path)
+    inner = io.BytesIO()
+    torch.save(Calls(os.system, f"touch {marker}"), inner, _use_new_zipfile_serialization=False)
+    nested = Calls(torch.storage._load_from_bytes, inner.getvalue())
+    with pytest.raises(CheckpointError, match=r"posix.system|nt.system"):
+        load_generator(pickle.dumps({"G_ema": nested}))
+    assert not marker.exists()
+
+
+def test_all_refused_names_are_listed() -> None:
+    data = pickle.dumps([Calls(os.getcwd), Calls(os.getpid), Calls(nn.Linear, 1, 1)])
+    with pytest.raises(CheckpointError, match=r"getcwd.*getpid.*torch.nn.modules.linear.Linear"):
+        load_generator(data)
+
+
+def global_then_build(module: str, name: str, state: bytes) -> bytes:
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + state + b"b."
+
+
+@pytest.mark.parametrize("key", list(safe_pickle._TABLE), ids=".".join)
+def test_stand_ins_cannot_be_altered(key: tuple[str, str]) -> None:
+    """BUILD would set attributes or call __setstate__ on whatever a name stands for."""
+    attribute = pickle.dumps({"call": 1, "name": 2, "__call__": 3, "update": 4}, 2)[2:-1]
+    before = {k: repr(v) for k, v in safe_pickle._TABLE.items()}
+    for state in (attribute, b"N" + attribute + b"\x86", attribute + b"N\x86"):
+        with pytest.raises(CheckpointError):
+            load_generator(global_then_build(*key, state))
+    assert {k: repr(v) for k, v in safe_pickle._TABLE.items()} == before
+    stand_in = safe_pickle._TABLE[key]
+    if isinstance(stand_in, safe_pickle.StandIn):
+        with pytest.raises(pickle.UnpicklingError):
+            stand_in.call = print
+        with pytest.raises(pickle.UnpicklingError):
+            del stand_in.call
+
+
+def test_tensors_must_fit_their_storage() -> None:
+    storage = torch.zeros(6).untyped_storage()
+    typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
+    ordered = collections.OrderedDict()
+    for offset, size, stride in (
+        (0, (7,), (1,)),
+        (5, (2,), (1,)),
+        (0, (2, 3), (4, 1)),
+        (0, (10**6,), (0,)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (2**40, 2**40), (0, 0)),
+        (0, (2, 2), (1,)),
+        (0, ("a",), (1,)),
+    ):
+        broken = Calls(torch._utils._rebuild_tensor_v2, typed, offset, size, stride, False, ordered)
+        with pytest.raises(CheckpointError):
+            read_state_dict(pickle.dumps({"a": broken}))
+    fine = Calls(torch._utils._rebuild_tensor_v2, typed, 1, (2, 2), (2, 1), False, ordered)
+    assert read_state_dict(pickle.dumps({"a": fine}))["a"].shape == (2, 2)
+
+
+def test_bombs_are_refused(tmp_path: Path) -> None:
+    bombs = {
+        "memo": b"\x80\x02]r\xff\xff\xff\x7f.",
+        "text memo": b"\x80\x02]p999999999\n.",
+        "length": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".",
+        "frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 60) + b".",
+        "nesting": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        "extension": b"\x80\x02\x82\x01.",
+        "long": b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b".",
+        "stack": b"\x80\x02.",
+        "mark": b"\x80\x02(((.",
+    }
+    for name, data in bombs.items():
+        for read in readers():
+            with pytest.raises(CheckpointError):
+                read(data)
+        assert name
+    deep: Any = {}
+    for _ in range(5000):
+        deep = Persistent("X", _modules={"a": deep})
+    state = b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"}" + b"s" * 100_000 + b"."
+    with pytest.raises(CheckpointError):
+        read_state_dict(state)
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("a/data.pkl", b"\0" * 10**7)
+    with pytest.raises(CheckpointError, match="compressed"):
+        load_generator(path)
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("a/readme.txt", b"hello")
+    with pytest.raises(CheckpointError, match="readme.txt"):
+        load_generator(path)
+
+
+def test_storages_must_fit_their_zip_members(tmp_path: Path) -> None:
+    good, bad = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save({"w": torch.randn(10)}, good)
+    with zipfile.ZipFile(good) as a, zipfile.ZipFile(bad, "w") as b:
+        for member in a.infolist():
+            content = a.read(member)
+            b.writestr(member.filename, content[:-4] if "/data/" in member.filename else content)
+    assert read_state_dict(good)["w"].shape == (10,)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        read_state_dict(bad)
+
+
+def small_pickle() -> bytes:
+    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    model = StyleGAN2Generator({**TOP, "img_resolution": 8, "synthesis": {"channel_max": 2}, "mapping": {"num_layers": 1}})
+    kwargs = TOP | {"img_resolution": 8, "synthesis_kwargs": {"channel_max": 2}, "mapping_kwargs": {"num_layers": 1}}
+    return pickle.dumps({"G_ema": official(model, "Generator", kwargs)})
+
+
+def test_damaged_files() -> None:
+    data = small_pickle()
+    load_generator(data)
+    for length in [0, 1, 2, 10, *range(20, len(data), len(data) // 60)]:
+        with pytest.raises(CheckpointError):
+            load_generator(data[:length])
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        broken = bytearray(data)
+        broken[rng.integers(len(data))] = rng.integers(256)
+        try:
+            load_generator(bytes(broken))
+        except CheckpointError:
+            pass
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x80\x02", b"\x80\x04", b"PK\x03\x04", b"\x20\0\0\0\0\0\0\0{"]))
+@settings(max_examples=100)
+def test_garbage_is_a_checkpoint_error(data: bytes, start: bytes) -> None:
+    for read in readers():
+        with pytest.raises(CheckpointError):
+            read(start + data)
+
+
+# --- what was found is said ---------------------------------------------------------------------------------------------------
+
+
+def test_wrong_but_valid_files(tmp_path: Path) -> None:
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    for value, text in (
+        ([1, 2, 3], "a list of 3"),
+        ({"epoch": 1, "weights": "x"}, r"epoch \(int\), weights \(str\)"),
+        ("text", "str"),
+        (None, "NoneType"),
+        (sklearn.LogisticRegression(), "sklearn.linear_model._logistic.LogisticRegression"),
+        ({"G_ema": Persistent("AugmentPipe", _modules={"a": Persistent("B")})}, "AugmentPipe with a"),
+        (snapshot(G=Persistent("Generator")), r"G \(network Generator\)"),
+    ):
+        with pytest.raises(CheckpointError, match=text):
+            load_generator(pickle.dumps(value))
+    with pytest.raises(CheckpointError, match="StyleGAN3"):
+        load_generator(pickle.dumps([]))
+    with pytest.raises(CheckpointError, match="no file"):
+        load_generator(tmp_path / "missing.pkl")
+    with pytest.raises(CheckpointError):
+        load_generator(tmp_path)
+    with pytest.raises(CheckpointError, match="text mode"):
+        load_generator(io.StringIO("x"))
+    with pytest.raises(CheckpointError, match="not known"):
+        load_generator(3)
+
+
+def test_tensorflow_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"\x80\x02cdnnlib.tflib.network\nNetwork\n)\x81}b."
+    for value in (data, b"\x80\x02]" + data[2:-1] + b"a."):
+        with pytest.raises(CheckpointError, match=r"legacy\.py"):
+            load_generator(value)
+
+
+def test_numpy_and_containers_of_old_protocols() -> None:
+    """What NVIDIA's states hold besides tensors, in every protocol."""
+    value = {
+        "f": np.float64(0.1),
+        "i": np.int32(-3),
+        "b": np.bool_(True),
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "t": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "big": np.arange(3, dtype=">i4"),
+        "s": {1, 2},
+        "o": collections.OrderedDict(a=1),
+        "bytes": b"\x00\xff",
+        "z": torch.Size([2, 3]),
+    }
+    for protocol in (2, 3, 4, 5):
+        read = safe_pickle.Resolver()(safe_pickle.read_pickle(pickle.dumps(value, protocol)))
+        assert (read["f"], read["i"], read["b"], read["s"], read["bytes"]) == (0.1, -3, True, {1, 2}, b"\x00\xff")
+        assert read["z"] == (2, 3)
+        for key in ("a", "t", "big"):
+            assert np.array_equal(read[key], value[key])
+    for bad in (np.array([None, 1], dtype=object), np.array(["text"]), np.zeros(2, dtype=[("a", "f4")])):
+        with pytest.raises((pickle.UnpicklingError, CheckpointError)):
+            safe_pickle.Resolver()(safe_pickle.read_pickle(pickle.dumps(bad)))
+    assert pickletools.optimize(pickle.dumps(1))
+
+
+# --- downloads ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *args: Any) -> None:
+            asked.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}", asked
+        httpd.shutdown()
+
+
+def test_urls(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    url, asked = server
+    data = small_pickle()
+    (tmp_path / "net.pkl").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    cache = tmp_path / "cache"
+    a = load_generator(f"{url}/net.pkl", sha256=digest, cache_dir=cache)
+    b = load_generator(f"{url}/net.pkl", sha256=digest[:8].upper(), cache_dir=cache)
+    same(a, b)
+    assert len(asked) == 1
+    assert len(list(cache.iterdir())) == 1
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_generator(f"{url}/net.pkl", sha256="0" * 64, cache_dir=cache)
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        load_generator(f"{url}/net.pkl", sha256="0" * 64, cache_dir=tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        load_generator(f"{url}/absent.pkl", cache_dir=cache)
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        load_generator("http://127.0.0.1:9/net.pkl", cache_dir=cache)
+    with pytest.raises(CheckpointError, match="kind of URL"):
+        load_generator("ftp://example.org/net.pkl")
+    with pytest.raises(CheckpointError, match="kind of URL"):
+        load_generator(f"file://{tmp_path}/net.pkl")

@@ -1,0 +1,187 @@
+"""Rule 2 of the design: tensor functions stay on their device, mix none, and do not make the host wait.
+
+Fake CUDA tensors prove it without a GPU: a device mismatch raises, and so does everything that needs a value on the
+host (`.item()`, `.tolist()`, `bool(tensor)`, boolean indexing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fairface_synth as ffs
+from fairface_synth.gaussians import shrink
+from fairface_synth.latents import philox
+from fairface_synth.models.demo import CompactEmbedder, CompactLabeller, CompactNet, DCGANGenerator
+from fairface_synth.subspaces import Subspace
+
+GROUPS = ffs.Groups({"gender": ["female", "male"], "tone": ["light", "dark"]})
+N, D, M, G = 6, 16, 3, len(GROUPS)
+
+# These wait for the device on purpose, once, because their result depends on values:
+SYNCS_ON_PURPOSE = {
+    "reject": "fills a quota: it has to count",
+    "label_latents": "checks that a labeller's rows are probabilities, once per batch",
+    "group_shares": "makes numbers to print",
+    "save_images": "writes files",
+    "FaceDetector": "how many candidates there are decides the shapes of MTCNN's later stages",
+    "Pipeline.sample": "turns a quota, which lives on the host, into group ids; its steps are cases below",
+    "Artifact.save": "writes a file",
+}
+
+
+def _cuda(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda")
+
+
+def _ids(high: int = G) -> Tensor:
+    return torch.zeros(N, dtype=torch.int64, device="cuda")
+
+
+def _gaussians(covariance: str = "full", components: int = 1) -> ffs.GroupGaussians:
+    diagonal = covariance == "diagonal"
+    lead = 1 if covariance == "tied" else G
+    return ffs.GroupGaussians(
+        weights=_cuda(G, components),
+        component_means=_cuda(G, components, D),
+        factors=_cuda(*((G, components, D) if diagonal else (lead, components, D, D))),
+        counts=_cuda(G),
+        shrinkage=_cuda(lead, components),
+        covariance=covariance,
+        groups=GROUPS,
+    )
+
+
+def _subspace() -> Subspace:
+    return Subspace(_cuda(D), _cuda(D, M), _cuda(D, M), _cuda(D, M), _cuda(D, D), "lda", shape=(D,))
+
+
+def _generator() -> DCGANGenerator:
+    with torch.device("cuda"):
+        return DCGANGenerator(D, (8, 8, 8, 8))
+
+
+def _labeller() -> CompactLabeller:
+    return CompactLabeller(_net({"gender": 2, "tone": 2}), GROUPS.attributes)
+
+
+def _net(heads: dict[str, int]) -> CompactNet:
+    with torch.device("cuda"):
+        return CompactNet(heads, width=4).eval()
+
+
+def _probabilities() -> dict[str, Tensor]:
+    return {a: _cuda(N, 2) for a in GROUPS.attributes}
+
+
+def _moments() -> ffs.GroupMoments:
+    return ffs.GroupMoments.empty(G, _cuda(D)).update(_cuda(N, D), _ids())
+
+
+def _pipeline() -> ffs.Pipeline:
+    bank = ffs.LatentBank(_cuda(N, D), _probabilities(), GROUPS.attributes, _ids())
+    subspace = _subspace()
+    gaussians = _gaussians()
+    gaussians = ffs.GroupGaussians(
+        gaussians.weights, _cuda(G, 1, M), _cuda(G, 1, M, M), gaussians.counts, gaussians.shrinkage, groups=GROUPS
+    )
+    return ffs.Pipeline(_generator(), _labeller(), GROUPS, bank, subspace, gaussians)
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "philox": lambda: philox((_ids(), _ids(), _ids(), _ids()), (1, 2)),
+    "normals": lambda: ffs.normals(3, _ids(), D, stream=_ids()),
+    "draw_latents": lambda: ffs.draw_latents(_generator(), 0, 5, N),
+    "truncate": lambda: ffs.truncate(_cuda(N, 2, D), _cuda(D), 0.7, 1),
+    "to_layers": lambda: ffs.to_layers(_generator(), _cuda(N, D)),
+    "Groups.assign": lambda: GROUPS.assign(_probabilities(), 0.6),
+    "Groups.joint": lambda: GROUPS.joint(_probabilities()),
+    "Groups.marginal": lambda: GROUPS.marginal(_cuda(N, G), "tone"),
+    "Groups.value_ids": lambda: GROUPS.value_ids(_ids(), "tone"),
+    "Groups.count": lambda: GROUPS.count(_ids()),
+    "fit_subspace(lda)": lambda: ffs.fit_subspace(_cuda(N, D), _cuda(N, G)).components,
+    "fit_subspace(normals)": lambda: ffs.fit_subspace(_cuda(N, D), _probabilities(), "normals").components,
+    "fit_subspace(pca)": lambda: ffs.fit_subspace(_cuda(N, 2, D), None, "pca", dim=2).components,
+    "project": lambda: ffs.project(_subspace(), _cuda(2, N, D)),
+    "lift(mean)": lambda: ffs.lift(_subspace(), _cuda(2, N, M)),
+    "lift(resample)": lambda: ffs.lift(_subspace(), _cuda(N, M), "resample"),
+    "lift(given)": lambda: ffs.lift(_subspace(), _cuda(N, M), _cuda(N, D)),
+    "fit_gaussians(hard)": lambda: ffs.fit_gaussians(_cuda(N, D), _ids(), num_groups=G).factors,
+    "fit_gaussians(soft)": lambda: ffs.fit_gaussians(_cuda(N, D), _cuda(N, G), _cuda(N), "ledoit_wolf").factors,
+    "fit_gaussians(mixture)": lambda: ffs.fit_gaussians(
+        _cuda(N, D), _cuda(N, G), components=2, iterations=2
+    ).component_means,
+    "GroupMoments.merge": lambda: _moments().merge(_moments()).second,
+    "GroupMoments.compute": lambda: _moments().compute("oas").factors,
+    "GroupGaussians.covariances": lambda: _gaussians().covariances,
+    "sample_gaussians(full)": lambda: ffs.sample_gaussians(_gaussians(), _ids()),
+    "sample_gaussians(tied)": lambda: ffs.sample_gaussians(_gaussians("tied"), _ids()),
+    "sample_gaussians(diagonal)": lambda: ffs.sample_gaussians(_gaussians("diagonal"), _ids()),
+    "sample_gaussians(mixture)": lambda: ffs.sample_gaussians(_gaussians(components=2), _ids()),
+    "log_prob(full)": lambda: ffs.log_prob(_gaussians(), _cuda(2, N, D)),
+    "log_prob(diagonal)": lambda: ffs.log_prob(_gaussians("diagonal"), _cuda(N, D)),
+    "compose": lambda: ffs.compose(_gaussians(), ids=[3]).component_means,
+    "shrink": lambda: shrink(_cuda(G, D, D), _cuda(G)),
+    "wilson_interval": lambda: ffs.wilson_interval(_ids(), 10),
+    "rgb_to_lab": lambda: ffs.rgb_to_lab(_cuda(N, 3, 8, 8)),
+    "ita": lambda: ffs.ita_band(ffs.ita(_cuda(N), _cuda(N))),
+    "to_uint8": lambda: ffs.from_uint8(ffs.to_uint8(_cuda(N, 3, 8, 8))),
+    "align_faces": lambda: ffs.align_faces(_cuda(N, 3, 64, 64), _cuda(N, 5, 2)),
+    "demo generator": lambda: _generator().synthesize(_generator().map(_cuda(N, D), truncation_psi=0.5)),
+    "demo labeller": lambda: tuple(_labeller()(_cuda(N, 3, 48, 48)).values()),
+    "demo embedder": lambda: CompactEmbedder(_net({"embedding": 8}))(_cuda(N, 3, 64, 64)),
+    "wrap_generator": lambda: _wrapped().synthesize(_wrapped().map(_cuda(N, D), truncation_psi=0.5)),
+    "Pipeline.latents": lambda: _pipeline().latents(_ids(), _ids(), 1, 0.7),
+    "Pipeline.assign": lambda: _pipeline().assign(_cuda(N, 3, 64, 64)),
+}
+
+
+def _wrapped() -> Any:
+    return ffs.wrap_generator(
+        map=lambda z: z * 2,
+        synthesize=lambda w: w[:, 0, :3, None, None].expand(-1, -1, 8, 8),
+        z_dim=D,
+        resolution=8,
+        device="cuda",
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stays_on_the_device_without_waiting(name: str) -> None:
+    with FakeTensorMode():
+        result = CASES[name]()
+    tensors = result if isinstance(result, tuple) else (result,)
+    assert tensors
+    for tensor in tensors:
+        assert tensor.device.type == "cuda", f"{name} moved its result to {tensor.device}"
+
+
+def test_the_check_itself_catches_what_it_should() -> None:
+    for offence in (
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).any()),
+        lambda x: x[x > 0],
+        lambda x: x + torch.zeros(N, D),
+        lambda x: x.tolist(),
+    ):
+        with pytest.raises(Exception), FakeTensorMode():  # noqa: B017, PT011
+            offence(_cuda(N, D))
+
+
+def test_every_public_tensor_function_is_listed() -> None:
+    """A new public function has to be added to the cases, or to the list of those that wait on purpose."""
+    without_tensors = {"parse", "balanced_quota", "markdown_table", "read_state_dict", "save_generator"}
+    known = {name.split("(")[0] for name in (*CASES, *SYNCS_ON_PURPOSE)} | without_tensors
+    known |= {"from_uint8", "ita_band"}  # inside the cases "to_uint8" and "ita"
+    functions = {
+        name
+        for name in ffs.__all__
+        if name.islower() and callable(getattr(ffs, name)) and not name.startswith(("load_", "fit_subspace"))
+    }
+    missing = {f for f in functions if f not in known}
+    assert not missing, f"not covered by the device contract: {sorted(missing)}"

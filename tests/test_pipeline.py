@@ -1,0 +1,251 @@
+"""Pipeline, accept/reject, reports and figures, on the bundled world."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+import fairface_synth as ffs
+from fairface_synth import DataError, GroupError, Groups, ShapeError, plotting
+
+
+@pytest.fixture(scope="module")
+def pipeline(world) -> ffs.Pipeline:
+    return ffs.Pipeline.fit(
+        world.generator, world.labeller, attributes=["skin_tone", "gender"], n=3000, seed=0, progress=False
+    )
+
+
+def test_sample_has_the_quota_and_is_reproducible(pipeline) -> None:
+    sample = pipeline.sample("light", n=9, seed=4, progress=False)
+    assert sample.images.shape == (9, 3, 64, 64)
+    assert pipeline.groups.count(sample.group_ids).tolist() == [5, 4, 0, 0, 0, 0]
+    again = pipeline.latents(sample.group_ids, sample.index, seed=4)
+    torch.testing.assert_close(sample.latents, again)
+    one = pipeline.latents(sample.group_ids[7:8], sample.index[7:8], seed=4)
+    torch.testing.assert_close(one, again[7:8])
+    assert not torch.equal(pipeline.sample("light", n=9, seed=5, progress=False).latents, sample.latents)
+    assert "Sample(n=9" in repr(sample)
+
+
+def test_truncation_shrinks_latents(pipeline) -> None:
+    full = pipeline.sample("dark-male", n=8, seed=1, progress=False)
+    half = pipeline.sample("dark-male", n=8, seed=1, truncation_psi=0.5, progress=False)
+    torch.testing.assert_close(half.latents, 0.5 * full.latents)
+    assert half.truncation_psi == 0.5
+
+
+def test_gaussians_raise_the_share_of_a_rare_group(world, pipeline) -> None:
+    """Scored by the judge, which had no part in the fit."""
+    target = pipeline.groups.parse("light")
+    natural = world.generator.synthesize(world.generator.map(ffs.draw_latents(world.generator, 8, 0, 300)))
+    aimed = pipeline.sample("light", n=300, seed=8, progress=False).images
+    judged = [pipeline.groups.assign(world.judge(x)) for x in (natural, aimed)]
+    shares = [np.isin(j.numpy(), target).mean() for j in judged]
+    assert shares[1] > 2 * shares[0]
+
+
+def test_verified_faces_are_confirmed_by_the_labeller(pipeline) -> None:
+    sample = pipeline.sample("balanced", n=18, seed=2, verify=True, progress=False)
+    assert sample.verified
+    assert not sample.short
+    assert pipeline.groups.count(sample.group_ids).tolist() == [3] * 6
+    assert torch.equal(pipeline.assign(sample.images), sample.group_ids)
+    assert bool((sample.synthesized >= 3).all())
+    torch.testing.assert_close(pipeline.latents(sample.group_ids, sample.index, seed=2), sample.latents)
+
+
+def test_a_group_that_cannot_be_filled_ends_with_a_report(world, pipeline) -> None:
+    never = ffs.Pipeline(
+        pipeline.generator,
+        pipeline.labeller,
+        pipeline.groups,
+        pipeline.bank,
+        pipeline.subspace,
+        pipeline.gaussians,
+        detector=lambda images: torch.zeros(len(images), dtype=torch.bool),
+    )
+    sample = never.sample("light-female", n=4, verify=True, max_syntheses=40, progress=False)
+    assert len(sample) == 0
+    assert sample.short == {0: 4}
+    assert int(sample.synthesized.sum()) == 40
+
+
+@pytest.mark.parametrize("method", ["lda", "normals", "pca", "identity"])
+def test_every_subspace_method_chains(pipeline, method: str) -> None:
+    other = ffs.Pipeline.fit(
+        pipeline.generator, pipeline.labeller, attributes=["skin_tone", "gender"], bank=pipeline.bank, method=method
+    )
+    assert other.sample("dark", n=4, progress=False).images.isfinite().all()
+
+
+def test_mixtures_chain(pipeline) -> None:
+    other = ffs.Pipeline.fit(
+        pipeline.generator, pipeline.labeller, attributes=["skin_tone"], bank=pipeline.bank, components=2
+    )
+    sample = other.sample("light", n=6, seed=3, progress=False)
+    torch.testing.assert_close(other.latents(sample.group_ids, sample.index, 3), sample.latents)
+
+
+def test_groups_never_seen_are_composed_and_flagged(pipeline) -> None:
+    ids = pipeline.bank.group_ids(pipeline.groups, 0.6)
+    without = pipeline.bank[ids != pipeline.groups.id("light-female")]
+    other = ffs.Pipeline.fit(
+        pipeline.generator, pipeline.labeller, attributes=["skin_tone", "gender"], bank=without
+    )
+    assert other.gaussians.composed == (pipeline.groups.id("light-female"),)
+    assert "never seen: light-female" in str(other.report())
+    assert other.sample("light-female", n=3, progress=False).images.isfinite().all()
+
+
+def test_the_report_counts_everybody(pipeline) -> None:
+    report = pipeline.report()
+    assert report.natural.total == 3000
+    assert int(report.natural.counts.sum()) + report.natural.unsure == 3000
+    assert "as labelled" in str(report)
+    assert all(name in str(report) for name in pipeline.groups.names)
+
+
+def test_a_gate_that_nothing_passes_is_an_error(pipeline) -> None:
+    with pytest.raises(DataError, match="unsure about every latent"):
+        ffs.Pipeline.fit(pipeline.generator, pipeline.labeller, bank=pipeline.bank, min_confidence=1.1)
+
+
+def test_unknown_groups_say_what_is_near(pipeline) -> None:
+    with pytest.raises(GroupError, match="did you mean 'light'"):
+        pipeline.sample("lihgt", n=2)
+
+
+# --- accept / reject ----------------------------------------------------------------------------------------------
+
+
+def _coin(side: int = 8) -> ffs.models.protocols.WrappedGenerator:
+    """Images whose brightness is the latent: groups are known exactly."""
+    return ffs.wrap_generator(
+        synthesize=lambda w: w[:, 0, :1, None, None].expand(-1, 3, side, side), z_dim=2, resolution=side
+    )
+
+
+def _by_sign(images: torch.Tensor) -> torch.Tensor:
+    value = images.mean((1, 2, 3))
+    return torch.where(value.abs() < 0.1, -1, (value > 0).long())
+
+
+def test_reject_keeps_the_first_of_each_group_in_order() -> None:
+    generator = _coin()
+    found = ffs.reject(generator, _by_sign, torch.tensor([5, 7]), seed=3, batch_size=4, progress=False)
+    z = ffs.draw_latents(generator, 3, 0, 200)
+    ids = _by_sign(generator.synthesize(generator.map(z)))
+    for g, want in ((0, 5), (1, 7)):
+        assert found.index[found.group_ids == g].tolist() == torch.nonzero(ids == g)[:want, 0].tolist()
+    torch.testing.assert_close(found.latents, z[found.index])
+    assert found.accepted.tolist() == [5, 7]
+    assert found.short == {}
+
+
+def test_reject_does_not_depend_on_the_batch_size() -> None:
+    a, b = (
+        ffs.reject(_coin(), _by_sign, torch.tensor([9, 2]), seed=1, batch_size=k, progress=False) for k in (3, 50)
+    )
+    assert torch.equal(a.latents, b.latents)
+    assert torch.equal(a.index, b.index)
+
+
+def test_aimed_proposals_count_their_own_group() -> None:
+    def propose(ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        hit = (index % 2 == 0).float() * 2 - 1  # every second proposal is right
+        return torch.stack(((ids.float() * 2 - 1) * hit, index.float()), dim=1)
+
+    found = ffs.reject(_coin(), _by_sign, torch.tensor([4, 10]), propose=propose, batch_size=5, progress=False)
+    assert found.accepted.tolist() == [4, 10]
+    for g, want in ((0, 4), (1, 10)):
+        assert found.index[found.group_ids == g].tolist() == [2 * i for i in range(want)]
+    assert bool((found.synthesized >= 2 * found.accepted - 1).all())
+
+
+def test_reject_stops_at_its_budget() -> None:
+    found = ffs.reject(
+        _coin(), lambda x: torch.zeros(len(x)).long(), torch.tensor([2, 2]), max_syntheses=30, progress=False
+    )
+    assert found.short == {1: 2}
+    assert found.synthesized.tolist() == [30, 30]
+
+
+@pytest.mark.parametrize("quota", [[0, 0], [-1, 2], []])
+def test_reject_needs_something_to_fill(quota: list[int]) -> None:
+    with pytest.raises(DataError, match="nothing to fill"):
+        ffs.reject(_coin(), _by_sign, torch.tensor(quota))
+    with pytest.raises(GroupError, match="does not fit"):
+        ffs.reject(_coin(), _by_sign, torch.tensor([1, 1, 1]), groups=Groups({"a": ["x", "y"]}))
+
+
+# --- wrapped generators ---------------------------------------------------------------------------------------------
+
+
+def test_wrapped_generators_estimate_their_mean_and_truncate() -> None:
+    generator = ffs.wrap_generator(
+        map=lambda z: z + 3, synthesize=lambda w: w[:, 0, :3, None, None], z_dim=4, resolution=1, num_ws=3
+    )
+    assert isinstance(generator, ffs.Generator)
+    torch.testing.assert_close(generator.w_avg, torch.full((4,), 3.0), rtol=0, atol=0.1)
+    z = torch.randn(5, 4)
+    w = generator.map(z, truncation_psi=0.5)
+    torch.testing.assert_close(w, (generator.w_avg + 0.5 * (z + 3 - generator.w_avg))[:, None].expand(-1, 3, -1))
+
+
+def test_wrapped_callables_of_the_wrong_shape_are_named() -> None:
+    with pytest.raises(ShapeError, match="wrapped map"):
+        ffs.wrap_generator(map=lambda z: z[:, :2], synthesize=lambda w: w, z_dim=4, resolution=8).map(torch.zeros(2, 4))
+    with pytest.raises(ShapeError, match="not a batch of images"):
+        ffs.wrap_generator(synthesize=lambda w: w, z_dim=4, resolution=8).synthesize(torch.zeros(2, 1, 4))
+    with pytest.raises(ShapeError, match="unconditional"):
+        _coin().map(torch.zeros(2, 2), torch.zeros(2, 1))
+
+
+# --- reports, figures ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 10), (10, 10), (250, 1000)])
+def test_wilson_intervals_match_scipy(k: int, n: int) -> None:
+    low, high = ffs.wilson_interval(torch.tensor(k), n)
+    oracle = binomtest(k, n).proportion_ci(method="wilson")
+    assert float(low) == pytest.approx(oracle.low, abs=1e-9)
+    assert float(high) == pytest.approx(oracle.high, abs=1e-9)
+
+
+def test_wilson_of_nothing_is_everything() -> None:
+    low, high = ffs.wilson_interval(torch.tensor(0), 0)
+    assert (float(low), float(high)) == (0.0, 1.0)
+
+
+def test_group_shares() -> None:
+    groups = Groups({"a": ["x", "y"]})
+    shares = ffs.group_shares(groups, torch.tensor([0, 0, 0, 1, -1]))
+    assert shares.shares.tolist() == pytest.approx([0.6, 0.2])
+    assert shares.imbalance == pytest.approx(3)
+    assert "unsure" in str(shares)
+    assert shares.to_dict()["x"]["count"] == 3
+    assert ffs.group_shares(groups, torch.tensor([0])).imbalance == float("inf")
+    with pytest.raises(ShapeError):
+        ffs.group_shares(groups, torch.tensor([0.5]))
+
+
+def test_figures_draw(tmp_path) -> None:
+    groups = Groups({"tone": ["light", "dark"], "gender": ["female", "male"]})
+    ids = torch.tensor([0, 1, 2, 3, 3, -1])
+    images = torch.rand(6, 3, 16, 16) * 2 - 1
+    shares = ffs.group_shares(groups, ids)
+    figures = [
+        plotting.face_grid(images, ids, groups, columns=3, title="t"),
+        plotting.share_bars({"natural": shares, "balanced": shares}),
+        plotting.rate_bars({"a": [1, 2, float("nan"), float("inf")]}, groups, ylabel="y", log=True),
+    ]
+    for i, figure in enumerate(figures):
+        figure.savefig(tmp_path / f"{i}.png")
+        assert (tmp_path / f"{i}.png").stat().st_size > 1000
+    with pytest.raises(GroupError, match="no image"):
+        plotting.face_grid(images, ids * 0 - 1, groups)
+    with pytest.raises(DataError, match="one group id per image"):
+        plotting.face_grid(images, ids[:2], groups)
