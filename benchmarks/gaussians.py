@@ -52,7 +52,14 @@ def main() -> None:
         [name, other, f"{np.median(a):.2f}", f"{np.median(b):.2f}", f"{np.median(r):.1f}×", error]
         for name, other, a, b, r, error in rows
     ]
-    header = ["covariance", "scikit-learn, per group", "ours, s", "loop, s", "loop / ours", "largest difference"]
+    header = [
+        "covariance",
+        "scikit-learn, per group",
+        "ours, s",
+        "loop, s",
+        "loop / ours",
+        "largest difference",
+    ]
     print(ffs.markdown_table(header, table))
     print(f"\nMedians of {args.rounds} rounds; differences of covariances relative to each group's largest entry.")
 
@@ -79,9 +86,7 @@ def mixture_loop(x: np.ndarray, ids: np.ndarray) -> list:
 
 def difference(model: ffs.GroupGaussians, fitted: list) -> float:
     ours = model.covariances.double().numpy()
-    return max(
-        float(np.abs(ours[g] - f.covariance_).max() / np.abs(f.covariance_).max()) for g, f in enumerate(fitted)
-    )
+    return max(float(np.abs(ours[g] - f.covariance_).max() / np.abs(f.covariance_).max()) for g, f in enumerate(fitted))
 
 
 def seconds(f) -> float:

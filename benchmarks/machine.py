@@ -17,6 +17,4 @@ def describe_machine() -> str:
     cpu = names[0] if names else platform.processor()
     bf16 = "with" if {"amx_bf16", "avx512_bf16"} & set(flags) else "without"
     gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (
-        f"{cpu}, {bf16} bfloat16 instructions, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"
-    )
+    return f"{cpu}, {bf16} bfloat16 instructions, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"

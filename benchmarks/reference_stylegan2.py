@@ -1,7 +1,7 @@
 """A plain StyleGAN2, written from the paper's equations: the yardstick of tests and of synthesis.py.
 
-Functions of (configuration, state dictionary, inputs) in the layout of fairface_synth.models.stylegan2, but with none of
-its code: every sample has its own modulated weights in a grouped convolution, every resampling inserts zeros.
+Functions of (configuration, state dictionary, inputs) in the layout of fairface_synth.models.stylegan2, but with
+none of its code: every sample has its own modulated weights in a grouped convolution, every resampling inserts zeros.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def modulated_conv(
         y = upfirdn(x, f, up=2, pad=pad, gain=4)
         y = F.conv2d(y.reshape(1, n * i, *y.shape[2:]), ww.flip((3, 4)).reshape(n * o, i, k, k), groups=n)
         return y.view(n, o, *y.shape[2:])
-    y = F.conv_transpose2d(
-        x.reshape(1, n * i, h, w), ww.transpose(1, 2).reshape(n * i, o, k, k), stride=2, groups=n
-    )
+    y = F.conv_transpose2d(x.reshape(1, n * i, h, w), ww.transpose(1, 2).reshape(n * i, o, k, k), stride=2, groups=n)
     pad = (pad[0] - (k - 1), pad[1] - (k - 2), pad[2] - (k - 1), pad[3] - (k - 2))
     return upfirdn(y.view(n, o, *y.shape[2:]), f, pad=pad, gain=4)
 

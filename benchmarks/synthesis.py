@@ -24,17 +24,17 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_stylegan2 as reference
 
-from fairface_synth.models import stylegan2
+from fairface_synth.models import base
 from fairface_synth.models.stylegan2 import StyleGAN2Generator
 
 
 def make_generator(resolution: int) -> StyleGAN2Generator:
     """Random weights whose images have the spread of a photograph."""
     torch.manual_seed(resolution)
-    base = 32768 if resolution >= 512 else 16384
+    width = 32768 if resolution >= 512 else 16384
     config = {"z_dim": 512, "c_dim": 0, "w_dim": 512, "img_resolution": resolution, "img_channels": 3}
     generator = StyleGAN2Generator(
-        {**config, "synthesis": {"channel_base": base, "channel_max": 512, "conv_clamp": 256}}
+        {**config, "synthesis": {"channel_base": width, "channel_max": 512, "conv_clamp": 256}}
     )
     generator.freeze()
     for name, parameter in generator.named_parameters():
@@ -84,12 +84,12 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def forced_bf16(generator: StyleGAN2Generator, w: Tensor) -> Tensor:
     """Images with bfloat16 convolutions even where the CPU emulates them."""
-    original = stylegan2.native_bf16
-    stylegan2.native_bf16 = lambda device: True  # type: ignore[assignment]
+    original = base.native_bf16
+    base.native_bf16 = lambda device: True  # type: ignore[assignment]
     try:
         return generator.synthesize(w)
     finally:
-        stylegan2.native_bf16 = original
+        base.native_bf16 = original
 
 
 def measure(resolution: int, batch: int, rounds: int, forced: bool) -> str:
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None, help="default: 8, 4 and 1 at 64, 256 and 1024")
     parser.add_argument("--force-bf16", action="store_true", help="also time bfloat16 where it is emulated")
     args = parser.parse_args()
-    native = stylegan2.native_bf16(torch.device("cpu"))
+    native = base.native_bf16(torch.device("cpu"))
     print(
         f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, bfloat16 "
         f"{'in hardware' if native else 'not in hardware: dtype=bfloat16 runs in float32'}; median of {args.rounds}\n"

@@ -111,7 +111,8 @@ class Report:
     def costs(self) -> dict[str, list[float]]:
         """Syntheses per accepted face, for each method and group."""
         return {
-            name: (made / scored.accepted(aim, self.groups)).tolist() for name, (scored, aim, made) in self.aims().items()
+            name: (made / scored.accepted(aim, self.groups)).tolist()
+            for name, (scored, aim, made) in self.aims().items()
         }
 
     def table(self) -> str:
@@ -124,7 +125,13 @@ class Report:
                 [name, share_text(natural.shares[g], natural.low[g], natural.high[g]), *hit]
                 + [f"{costs[m][g]:.1f}" for m in costs]
             )
-        header = ["group", "natural share", "hit rate: Gaussians", "balanced set", "natural faces, labelled so"]
+        header = [
+            "group",
+            "natural share",
+            "hit rate: Gaussians",
+            "balanced set",
+            "natural faces, labelled so",
+        ]
         return ffs.markdown_table([*header, *(f"syntheses per accepted face: {m}" for m in costs)], rows)
 
     def hit_rate(self, method: str, g: int) -> str:
@@ -161,6 +168,7 @@ class Report:
             n_gaussian=len(self.gaussian),
             n_balanced=len(self.balanced),
             short=", ".join(f"{self.groups.name(g)}: {k}" for g, k in self.balanced.short.items()) or "none",
+            gate=self.pipeline.min_confidence,
             machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {seconds:.0f} s",
         )
 
@@ -190,9 +198,9 @@ face (≥ 0.95) in: {found}. The judge confirms {aimed} of the balanced set's gr
 
 - *natural*: {n_natural} draws from the generator as it is. *Gaussians*: {n_gaussian} faces, group densities in an LDA
   subspace of the latent space, nothing rejected. *balanced set*: {n_balanced} faces from the same Gaussians that the
-  labeller (confidence ≥ {{gate}}) and MTCNN confirmed; rejected syntheses are counted.
-- *hit rate*: the judge, which selected nothing, sees the target group. *natural faces, labelled so*: the same for natural
-  faces that labeller and MTCNN put in the group, which is about the best any method can reach with these two networks.
+  labeller (confidence ≥ {gate}) and MTCNN confirmed; rejected syntheses are counted.
+- *hit rate*: the judge, which selected nothing, sees the target group. *natural faces, labelled so*: the same for
+  natural faces that labeller and MTCNN put in the group, about the best any method can reach with these two networks.
 - *accepted*: the judge sees the target group and MTCNN finds a face. Whether an identity is new is not checked here.
 - Groups that could not be filled: {short}.
 
@@ -208,16 +216,22 @@ def write(out: Path, report: Report, natural: Tensor, balanced, seconds: float) 
     groups = report.groups
     out.mkdir(parents=True, exist_ok=True)
     title = f"{len(balanced)} faces, balanced over {len(groups)} groups"
-    face_grid(balanced.images, balanced.group_ids, groups, columns=12, title=title).savefig(out / "balanced.png", dpi=130)
+    face_grid(balanced.images, balanced.group_ids, groups, columns=12, title=title).savefig(
+        out / "balanced.png", dpi=130
+    )
     one = ffs.Groups({"set": ["natural"]})
     face_grid(natural[:48], torch.zeros(48, dtype=torch.int64), one, columns=16).savefig(out / "natural.png", dpi=130)
     share_bars(report.shares, title="Group shares as scored by the judge").savefig(out / "shares.png", dpi=130)
-    rate_bars(report.costs(), groups, ylabel="syntheses per accepted face", log=True).savefig(out / "costs.png", dpi=130)
-    names = [f"{groups.name(g)}/{i:05d}" for g, i in zip(balanced.group_ids.tolist(), balanced.index.tolist(), strict=True)]
+    rate_bars(report.costs(), groups, ylabel="syntheses per accepted face", log=True).savefig(
+        out / "costs.png", dpi=130
+    )
+    names = [
+        f"{groups.name(g)}/{i:05d}" for g, i in zip(balanced.group_ids.tolist(), balanced.index.tolist(), strict=True)
+    ]
     ffs.save_images(balanced.images, out / "faces", names)
     tensors = {"latents": balanced.latents, "group_ids": balanced.group_ids, "index": balanced.index}
     save_file({k: v.contiguous() for k, v in tensors.items()}, out / "latents.safetensors")
-    text = report.markdown(seconds).format(gate=report.pipeline.min_confidence)
+    text = report.markdown(seconds)
     (out / "report.md").write_text(text, encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Make every network of ours in the bundled world: labeller, judge, embedder. Deterministic; about 30 minutes on two cores.
+"""Make every network of ours in the bundled world: labeller, judge, embedder. Deterministic; half an hour on two cores.
 
     python examples/train_demo_models.py --data DIR [--out fairface_synth/models/weights] [--only judge]
 
@@ -113,9 +113,7 @@ def polygon_ita(images: Tensor, landmarks: Tensor) -> Tensor:
 def cheek_ita(images: Tensor, landmarks: Tensor, radius: int = 3) -> Tensor:
     """ITA of the median colour of two cheek patches, halfway between eye and mouth corner (MTCNN's five points)."""
     side = images.shape[-1]
-    centres = torch.stack(
-        ((landmarks[:, 0] + landmarks[:, 3]) / 2, (landmarks[:, 1] + landmarks[:, 4]) / 2), dim=1
-    )
+    centres = torch.stack(((landmarks[:, 0] + landmarks[:, 3]) / 2, (landmarks[:, 1] + landmarks[:, 4]) / 2), dim=1)
     offset = torch.arange(-radius, radius + 1)
     grid = torch.stack(torch.meshgrid(offset, offset, indexing="xy"), -1).reshape(-1, 2)
     pixels = (centres.nan_to_num(0).round().long()[:, :, None] + grid).clamp(0, side - 1).flatten(1, 2)
@@ -165,7 +163,10 @@ def train(net: CompactNet, images: Tensor, loss_of, rows: Tensor, epochs: int, s
             optimizer.step()
             schedule.step()
             total += float(loss.detach())
-        print(f"  epoch {epoch + 1}/{epochs}: loss {total * batch / len(rows):.4f} ({time.time() - start:.0f} s)", flush=True)
+        print(
+            f"  epoch {epoch + 1}/{epochs}: loss {total * batch / len(rows):.4f} ({time.time() - start:.0f} s)",
+            flush=True,
+        )
     net.eval()
 
 
@@ -229,7 +230,12 @@ def report_labels(name: str, probabilities: dict[str, Tensor], targets: dict[str
 
 
 def print_confusion(
-    row_title: str, row_names: tuple[str, ...], title: str, names: tuple[str, ...], rows: Tensor, columns: Tensor
+    row_title: str,
+    row_names: tuple[str, ...],
+    title: str,
+    names: tuple[str, ...],
+    rows: Tensor,
+    columns: Tensor,
 ) -> None:
     print(f"| {row_title} ↓ {title} → | " + " | ".join(names) + " |")
     print("|---|" + "---:|" * len(names))
@@ -281,7 +287,8 @@ def main() -> None:
     print(f"largest difference to the reference images: {(reference - data['reference_images']).abs().max():.0f} / 255")
 
     scores = torch.stack(
-        (data["gender_logit_a"], data["gender_logit_a_deep"], data["female_probability_b"].logit(eps=1e-4)), dim=1
+        (data["gender_logit_a"], data["gender_logit_a_deep"], data["female_probability_b"].logit(eps=1e-4)),
+        dim=1,
     ).double()
     latent_class = LatentClass.fit(scores)
     print(f"latent-class model: share female {latent_class.share:.3f}")
@@ -294,13 +301,27 @@ def main() -> None:
         if name == "embedder":
             net = CompactNet({"embedding": data["descriptor"].shape[1]}, WIDTH[name])
             descriptor = F.normalize(data["descriptor"].float(), dim=1)
-            train(net, images, lambda out, i, d=descriptor: descriptor_loss(out["embedding"], d[i]), split, epochs, SEED[name])
+            train(
+                net,
+                images,
+                lambda out, i, d=descriptor: descriptor_loss(out["embedding"], d[i]),
+                split,
+                epochs,
+                SEED[name],
+            )
             report_embedder(run(CompactEmbedder(net), images[test]), descriptor[test])
             save(args.out, name, net, net.config)
             continue
         targets = teacher_targets(name, data, images, latent_class, scores)
         net = CompactNet({a: len(v) for a, v in ATTRIBUTES.items()}, WIDTH[name])
-        train(net, images, lambda out, i, t=targets: label_loss(out, t, i), split[CALIBRATION:], epochs, SEED[name])
+        train(
+            net,
+            images,
+            lambda out, i, t=targets: label_loss(out, t, i),
+            split[CALIBRATION:],
+            epochs,
+            SEED[name],
+        )
         calibrate(net, images, targets, split[:CALIBRATION])
         labeller = CompactLabeller(net, ATTRIBUTES)
         report_labels(name, run(labeller, images[test]), {a: t[test] for a, t in targets.items()}, gate=0.6)

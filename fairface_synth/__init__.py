@@ -1,8 +1,9 @@
 """fairface_synth: demographically balanced faces from a biased generator, with the proof beside them.
 
-`import fairface_synth as ffs` is all a notebook needs; the figures are in `fairface_synth.plotting`.
+`import fairface_synth as ffs` is all a notebook needs; the figures are in `ffs.plotting`.
 """
 
+from . import plotting
 from .errors import CheckpointError, DataError, FairFaceError, GroupError, ShapeError
 from .gaussians import GroupGaussians, GroupMoments, compose, fit_gaussians, log_prob, sample_gaussians
 from .groups import Groups, balanced_quota, parse
@@ -62,6 +63,7 @@ __all__ = [
     "markdown_table",
     "normals",
     "parse",
+    "plotting",
     "project",
     "read_state_dict",
     "reject",

@@ -74,7 +74,11 @@ class Artifact:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file, atomically."""
         tensors, plain = self._split()
-        header = {"format": f"fairface_synth.{self.kind}", "version": str(_VERSION), "fields": json.dumps(plain)}
+        header = {
+            "format": f"fairface_synth.{self.kind}",
+            "version": str(_VERSION),
+            "fields": json.dumps(plain),
+        }
         stored = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
         with atomic_path(path) as temporary:
             save_file(stored, temporary, header)
@@ -91,7 +95,9 @@ class Artifact:
                 header = f.metadata() or {}
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise DataError(f"cannot read {path}", expected=f"a file saved by {cls.__name__}.save", got=error) from error
+            raise DataError(
+                f"cannot read {path}", expected=f"a file saved by {cls.__name__}.save", got=error
+            ) from error
         wanted = f"fairface_synth.{cls.kind}"
         if header.get("format") != wanted or int(header.get("version", 0)) > _VERSION:
             raise DataError(

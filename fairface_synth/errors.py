@@ -13,9 +13,7 @@ class FairFaceError(Exception):
         fix: what the user can do about it.
     """
 
-    def __init__(
-        self, what: str, *, expected: object = None, got: object = None, fix: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, expected: object = None, got: object = None, fix: str | None = None) -> None:
         lines = [what]
         if expected is not None:
             lines.append(f"  expected: {expected}")

@@ -281,9 +281,7 @@ class GroupMoments:
         quartic = quartic - 4 * length * along + self.weight * length.square()
         return dataclasses.replace(self, second=second, quartic=quartic)
 
-    def _check(
-        self, n: Tensor, covariance: str, groups: Groups | None, missing: str
-    ) -> tuple[int, ...]:
+    def _check(self, n: Tensor, covariance: str, groups: Groups | None, missing: str) -> tuple[int, ...]:
         """Named errors for what would otherwise be a silent number. Returns the absent ids."""
         if not has_values(n):
             return ()
@@ -567,7 +565,13 @@ def compose(
     counts[target] = 0
     composed = tuple(sorted(set(model.composed) | set(target)))
     return dataclasses.replace(
-        model, component_means=new_means, factors=factors, counts=counts, groups=groups, absent=(), composed=composed
+        model,
+        component_means=new_means,
+        factors=factors,
+        counts=counts,
+        groups=groups,
+        absent=(),
+        composed=composed,
     )
 
 

@@ -47,7 +47,9 @@ class Groups:
         for attribute, values in attributes.items():
             if isinstance(values, str) or not values:
                 raise GroupError(
-                    f"attribute {attribute!r} needs a list of values", expected='["female", "male"]', got=repr(values)
+                    f"attribute {attribute!r} needs a list of values",
+                    expected='["female", "male"]',
+                    got=repr(values),
                 )
             if len({_plain(v) for v in values}) < len(values):
                 raise GroupError(f"attribute {attribute!r} repeats a value", got=list(values))
@@ -285,9 +287,7 @@ def parse(groups: Groups, spec: str | int | Iterable[str | int]) -> tuple[int, .
     return groups.parse(spec)
 
 
-def balanced_quota(
-    groups: Groups, n: int, spec: str | int | Iterable[str | int] | Mapping[str, float] = "*"
-) -> Tensor:
+def balanced_quota(groups: Groups, n: int, spec: str | int | Iterable[str | int] | Mapping[str, float] = "*") -> Tensor:
     """How many samples of each group make a set of n: int64 [G], summing to n exactly.
 
     Args:
@@ -306,7 +306,7 @@ def balanced_quota(
     weight = [0.0] * len(groups)
     shares = spec if isinstance(spec, Mapping) else {None: 1.0}
     for key, share in shares.items():
-        ids = groups.parse(spec if key is None else key)  # type: ignore[arg-type]
+        ids = groups.parse(spec if key is None else key)
         if not (math.isfinite(share) and share >= 0):
             raise GroupError("shares must be finite and non-negative", got=f"{key!r}: {share}")
         for i in ids:

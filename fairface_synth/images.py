@@ -70,17 +70,13 @@ def rgb_to_lab(images: Tensor) -> Tensor:
         [..., 3, H, W] with L* in [0, 100] and a*, b* in about [-110, 110].
     """
     if images.ndim < 3 or images.shape[-3] != 3:
-        raise ShapeError(
-            "not RGB images", expected="[..., 3, H, W] in [-1, 1]", got=list(images.shape)
-        )
+        raise ShapeError("not RGB images", expected="[..., 3, H, W] in [-1, 1]", got=list(images.shape))
     rgb = ((images + 1) / 2).clamp(0, 1)
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     matrix = torch.tensor(_SRGB_TO_XYZ, dtype=linear.dtype, device=linear.device)
     white = torch.tensor(_D65, dtype=linear.dtype, device=linear.device)
     xyz = torch.einsum("ij,...jhw->...ihw", matrix / white[:, None], linear)
-    f = torch.where(
-        xyz > (6 / 29) ** 3, xyz.clamp_min((6 / 29) ** 3) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29
-    )
+    f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp_min((6 / 29) ** 3) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = f.unbind(-3)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=-3)
 

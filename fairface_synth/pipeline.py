@@ -12,9 +12,9 @@ from .errors import DataError
 from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
 from .groups import Groups, balanced_quota
 from .latents import LatentBank, label_latents, normals, to_layers, truncate
+from .models.facenet import Detections
 from .models.protocols import Generator, Labeller
 from .reports import GroupShares, group_shares, markdown_table
-from .models.facenet import Detections
 from .screening import reject
 from .subspaces import Method, Subspace, fit_subspace, lift, project
 
@@ -70,7 +70,12 @@ class PipelineReport:
 
     def __str__(self) -> str:
         rows = [
-            [name, f"{row['share']:.1%}", f"[{row['low']:.1%}, {row['high']:.1%}]", f"{self.fitted_on[name]:.0f}"]
+            [
+                name,
+                f"{row['share']:.1%}",
+                f"[{row['low']:.1%}, {row['high']:.1%}]",
+                f"{self.fitted_on[name]:.0f}",
+            ]
             for name, row in self.natural.to_dict().items()
         ]
         table = markdown_table(["group", "natural share", "95 %", "latents fitted on"], rows)
@@ -166,7 +171,13 @@ class Pipeline:
         subspace = fit_subspace(bank.latents, labels, method, groups=groups)
         coordinates = project(subspace, bank.latents)
         gaussians = fit_gaussians(
-            coordinates, ids, None, covariance, components, names=groups, missing="skip" if components == 1 else "raise"
+            coordinates,
+            ids,
+            None,
+            covariance,
+            components,
+            names=groups,
+            missing="skip" if components == 1 else "raise",
         )
         gaussians = compose(gaussians) if gaussians.absent else gaussians
         return cls(generator, labeller, groups, bank, subspace, gaussians, detector, min_confidence)

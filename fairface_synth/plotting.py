@@ -89,7 +89,12 @@ def share_bars(sets: Mapping[str, GroupShares], *, title: str | None = None) -> 
 
 
 def rate_bars(
-    rates: Mapping[str, Sequence[float]], groups: Groups, *, ylabel: str, log: bool = False, title: str | None = None
+    rates: Mapping[str, Sequence[float]],
+    groups: Groups,
+    *,
+    ylabel: str,
+    log: bool = False,
+    title: str | None = None,
 ) -> Figure:
     """One bar per method and group, for example syntheses per accepted face.
 

@@ -89,7 +89,7 @@ def wilson_interval(count: Tensor, total: Tensor | int) -> tuple[Tensor, Tensor]
 
 
 def share_text(share: Tensor | float, low: Tensor | float, high: Tensor | float) -> str:
-    """"12.3 % [10.1, 14.9]"."""
+    """ "12.3 % [10.1, 14.9]"."""
     return f"{100 * float(share):.1f} % [{100 * float(low):.1f}, {100 * float(high):.1f}]"
 
 

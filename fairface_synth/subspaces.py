@@ -121,8 +121,16 @@ def fit_subspace(
             expected="latents that vary in every direction",
             fix="use shrinkage='oas' or a value above 0",
         )
-    tensors = (mean, components, lifting, directions, factor)
-    return Subspace(*(t.to(w.dtype) for t in tensors), method=method, names=names, shape=shape)
+    return Subspace(
+        mean=mean,
+        components=components,
+        lifting=lifting,
+        directions=directions,
+        factor=factor,
+        method=method,
+        names=names,
+        shape=shape,
+    ).to(dtype=w.dtype)
 
 
 def project(subspace: Subspace, w: Tensor) -> Tensor:
@@ -182,7 +190,9 @@ def lift(
 def _flatten_latents(w: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     if w.ndim not in (2, 3) or not w.is_floating_point():
         raise ShapeError(
-            "not a batch of latents", expected="[n, d] (Z, W) or [n, num_ws, d] (W+)", got=f"{list(w.shape)} {w.dtype}"
+            "not a batch of latents",
+            expected="[n, d] (Z, W) or [n, num_ws, d] (W+)",
+            got=f"{list(w.shape)} {w.dtype}",
         )
     return w.flatten(1).double(), tuple(w.shape[1:])
 
@@ -197,9 +207,7 @@ def _flatten_like(subspace: Subspace, w: Tensor) -> Tensor:
     return w.flatten(-len(subspace.shape))
 
 
-def _as_probabilities(
-    labels: Tensor | Mapping[str, Tensor] | None, n: int, like: Tensor
-) -> dict[str, Tensor]:
+def _as_probabilities(labels: Tensor | Mapping[str, Tensor] | None, n: int, like: Tensor) -> dict[str, Tensor]:
     """{attribute: weights [n, k]}, a row of zeros for unsure samples."""
     if labels is None:
         return {"all": torch.ones(n, 1, dtype=like.dtype, device=like.device)}
@@ -234,7 +242,10 @@ def _covariances(x: Tensor, joint: Tensor, shrinkage: float | str) -> tuple[Tens
     whole = fit_gaussians(x, one, used, covariance="oas" if shrinkage == "oas" else "full")
     mean, total = whole.means[0], whole.covariances[0]
     moments = GroupMoments.empty(joint.shape[1], mean).update(x, joint)
-    within = moments.moved_to_means(moments.first / moments.weight.clamp_min(1e-300).unsqueeze(1)).second.sum(0) / moments.weight.sum()
+    within = (
+        moments.moved_to_means(moments.first / moments.weight.clamp_min(1e-300).unsqueeze(1)).second.sum(0)
+        / moments.weight.sum()
+    )
     if shrinkage == "oas":
         return mean, shrink(within, whole.shrinkage[0, 0]), total
     if not 0 <= float(shrinkage) <= 1:
@@ -291,7 +302,13 @@ def _normals(
 
 
 def _logistic(
-    x: Tensor, target: Tensor, weight: Tensor, mean: Tensor, within: Tensor, iterations: int, ridge: float = 1e-3
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    within: Tensor,
+    iterations: int,
+    ridge: float = 1e-3,
 ) -> Tensor:
     """Weights of a ridge-penalised logistic regression with soft targets.
 

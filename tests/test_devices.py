@@ -88,7 +88,12 @@ def _pipeline() -> ffs.Pipeline:
     subspace = _subspace()
     gaussians = _gaussians()
     gaussians = ffs.GroupGaussians(
-        gaussians.weights, _cuda(G, 1, M), _cuda(G, 1, M, M), gaussians.counts, gaussians.shrinkage, groups=GROUPS
+        gaussians.weights,
+        _cuda(G, 1, M),
+        _cuda(G, 1, M, M),
+        gaussians.counts,
+        gaussians.shrinkage,
+        groups=GROUPS,
     )
     return ffs.Pipeline(_generator(), _labeller(), GROUPS, bank, subspace, gaussians)
 
@@ -113,9 +118,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "lift(given)": lambda: ffs.lift(_subspace(), _cuda(N, M), _cuda(N, D)),
     "fit_gaussians(hard)": lambda: ffs.fit_gaussians(_cuda(N, D), _ids(), num_groups=G).factors,
     "fit_gaussians(soft)": lambda: ffs.fit_gaussians(_cuda(N, D), _cuda(N, G), _cuda(N), "ledoit_wolf").factors,
-    "fit_gaussians(mixture)": lambda: ffs.fit_gaussians(
-        _cuda(N, D), _cuda(N, G), components=2, iterations=2
-    ).component_means,
+    "fit_gaussians(mixture)": lambda: (
+        ffs.fit_gaussians(_cuda(N, D), _cuda(N, G), components=2, iterations=2).component_means
+    ),
     "GroupMoments.merge": lambda: _moments().merge(_moments()).second,
     "GroupMoments.compute": lambda: _moments().compute("oas").factors,
     "GroupGaussians.covariances": lambda: _gaussians().covariances,

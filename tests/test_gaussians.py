@@ -202,7 +202,10 @@ def test_mixture_matches_scikit_learn_from_the_same_start() -> None:
 
 def _additive(counts: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(2, D, generator=rng, dtype=torch.float64), torch.randn(2, D, generator=rng, dtype=torch.float64)
+    a, b = (
+        torch.randn(2, D, generator=rng, dtype=torch.float64),
+        torch.randn(2, D, generator=rng, dtype=torch.float64),
+    )
     means = 3 * (a[:, None] + b[None]).flatten(0, 1)
     ids = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
     mix = torch.randn(D, D, generator=rng, dtype=torch.float64)

@@ -11,7 +11,11 @@ import fairface_synth as ffs
 from fairface_synth import GroupError, Groups, ShapeError, balanced_quota, parse
 
 GROUPS = Groups(
-    {"gender": ["female", "male"], "race": ["black", "east-asian", "latino_hispanic"], "age": ["young", "old"]}
+    {
+        "gender": ["female", "male"],
+        "race": ["black", "east-asian", "latino_hispanic"],
+        "age": ["young", "old"],
+    }
 )
 
 
@@ -102,7 +106,10 @@ def test_groups_are_equal_and_hashable() -> None:
 # --- quotas -------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 10_000), st.sampled_from(["*", "black", ["old", "male-black-young"], {"black": 2, "male": 1}]))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(["*", "black", ["old", "male-black-young"], {"black": 2, "male": 1}]),
+)
 def test_quota_sums_exactly_and_differs_by_less_than_one(n: int, spec: object) -> None:
     quota = balanced_quota(GROUPS, n, spec)  # type: ignore[arg-type]
     assert int(quota.sum()) == n

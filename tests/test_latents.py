@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fairface_synth as ffs
-from fairface_synth import DataError, GroupError, LatentBank, ShapeError, draw_latents, label_latents, normals, truncate
+from fairface_synth import (
+    DataError,
+    GroupError,
+    LatentBank,
+    ShapeError,
+    draw_latents,
+    label_latents,
+    normals,
+    truncate,
+)
 from fairface_synth.latents import philox
 
 
@@ -105,7 +114,9 @@ def test_truncation_interpolates_towards_the_mean(rng) -> None:
 
 @pytest.fixture(scope="module")
 def bank(world) -> LatentBank:
-    return label_latents(world.generator, world.labeller, 96, seed=3, embedder=world.embedder, batch_size=40, progress=False)
+    return label_latents(
+        world.generator, world.labeller, 96, seed=3, embedder=world.embedder, batch_size=40, progress=False
+    )
 
 
 def test_bank_holds_what_the_labeller_says(world, bank) -> None:

@@ -76,7 +76,11 @@ def test_a_group_that_cannot_be_filled_ends_with_a_report(world, pipeline) -> No
 @pytest.mark.parametrize("method", ["lda", "normals", "pca", "identity"])
 def test_every_subspace_method_chains(pipeline, method: str) -> None:
     other = ffs.Pipeline.fit(
-        pipeline.generator, pipeline.labeller, attributes=["skin_tone", "gender"], bank=pipeline.bank, method=method
+        pipeline.generator,
+        pipeline.labeller,
+        attributes=["skin_tone", "gender"],
+        bank=pipeline.bank,
+        method=method,
     )
     assert other.sample("dark", n=4, progress=False).images.isfinite().all()
 
@@ -92,9 +96,7 @@ def test_mixtures_chain(pipeline) -> None:
 def test_groups_never_seen_are_composed_and_flagged(pipeline) -> None:
     ids = pipeline.bank.group_ids(pipeline.groups, 0.6)
     without = pipeline.bank[ids != pipeline.groups.id("light-female")]
-    other = ffs.Pipeline.fit(
-        pipeline.generator, pipeline.labeller, attributes=["skin_tone", "gender"], bank=without
-    )
+    other = ffs.Pipeline.fit(pipeline.generator, pipeline.labeller, attributes=["skin_tone", "gender"], bank=without)
     assert other.gaussians.composed == (pipeline.groups.id("light-female"),)
     assert "never seen: light-female" in str(other.report())
     assert other.sample("light-female", n=3, progress=False).images.isfinite().all()
@@ -146,9 +148,7 @@ def test_reject_keeps_the_first_of_each_group_in_order() -> None:
 
 
 def test_reject_does_not_depend_on_the_batch_size() -> None:
-    a, b = (
-        ffs.reject(_coin(), _by_sign, torch.tensor([9, 2]), seed=1, batch_size=k, progress=False) for k in (3, 50)
-    )
+    a, b = (ffs.reject(_coin(), _by_sign, torch.tensor([9, 2]), seed=1, batch_size=k, progress=False) for k in (3, 50))
     assert torch.equal(a.latents, b.latents)
     assert torch.equal(a.index, b.index)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairface_synth.errors import CheckpointError, ShapeError
-from fairface_synth.models import stylegan2, stylegan3
+from fairface_synth.models import base, stylegan2, stylegan3
 from fairface_synth.models.checkpoints import load_discriminator, load_generator
 from fairface_synth.models.layers import downsample2d, fir, fir_up, read_config, setup_filter, upsample2d
 from fairface_synth.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
@@ -72,6 +72,7 @@ def randomize(model: torch.nn.Module) -> None:
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-10) -> None:
     assert ours.shape == theirs.shape
+    ours, theirs = ours.detach(), theirs.detach()
     assert float((ours - theirs).abs().max() / theirs.abs().max()) < tolerance
 
 
@@ -79,7 +80,7 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in model.state_dict().items()}
 
 
-# --- resampling -----------------------------------------------------------------------------------------------------
+# --- resampling -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("up", [1, 2, 4])
@@ -105,7 +106,7 @@ def test_filters() -> None:
     assert torch.allclose(downsample2d(x, f)[..., 1:-1, 1:-1], torch.ones(1, 2, 2, 2))
 
 
-# --- StyleGAN2 against the textbook -----------------------------------------------------------------------------------
+# --- StyleGAN2 against the textbook ---------------------------------------------------------------
 
 VARIANTS = [
     {},
@@ -151,8 +152,14 @@ def test_generator_resolutions(resolution: int) -> None:
 
 @pytest.mark.parametrize("c_dim", [0, 3])
 @pytest.mark.parametrize(
-    "mapping", [{}, {"num_layers": 1}, {"embed_features": 5, "layer_features": 7}, {"activation": "tanh"},
-                {"lr_multiplier": 1.0, "w_avg_beta": None}]  # fmt: skip
+    "mapping",
+    [
+        {},
+        {"num_layers": 1},
+        {"embed_features": 5, "layer_features": 7},
+        {"activation": "tanh"},
+        {"lr_multiplier": 1.0, "w_avg_beta": None},
+    ],
 )
 def test_mapping_matches_textbook(mapping: dict, c_dim: int) -> None:
     g = generator(mapping={"num_layers": 3} | mapping, c_dim=c_dim)
@@ -190,7 +197,7 @@ def test_discriminator_matches_textbook(architecture: str, block: dict, epilogue
     close(d.score(x.clone().requires_grad_(), c), single)
 
 
-# --- StyleGAN3 against the textbook ------------------------------------------------------------------------------------
+# --- StyleGAN3 against the textbook ---------------------------------------------------------------
 
 
 def synthesize3(g: StyleGAN3Generator, ws: Tensor) -> Tensor:
@@ -227,10 +234,7 @@ def layer3(g: StyleGAN3Generator, s: dict, name: str, i: int, x: Tensor, w: Tens
     weight, styles = s[f"{name}.weight"], reference.dense(s, f"{name}.affine", w)
     n, k = len(x), weight.shape[-1]
     ww = weight[None] * styles[:, None, :, None, None]
-    if rgb:
-        ww = ww / math.sqrt(weight[0].numel())
-    else:
-        ww = ww / ww.square().sum(dim=(2, 3, 4), keepdim=True).sqrt()
+    ww = ww / (math.sqrt(weight[0].numel()) if rgb else ww.square().sum(dim=(2, 3, 4), keepdim=True).sqrt())
     ww = ww / s[f"{name}.magnitude_ema"].sqrt()
     y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), ww.flatten(0, 1), padding=k - 1, groups=n)
     y = y.view(n, -1, *y.shape[2:]) + s[f"{name}.bias"].view(-1, 1, 1)
@@ -305,7 +309,7 @@ def test_lowpass_matches_scipy() -> None:
     assert np.allclose(stylegan3.lowpass(12, 2.0, 12.0, 32, True), f / f.sum(), atol=1e-7)
 
 
-# --- the interface ------------------------------------------------------------------------------------------------------
+# --- the interface --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
@@ -450,12 +454,12 @@ def test_bfloat16(make, monkeypatch: pytest.MonkeyPatch) -> None:
     ws = g.map(torch.randn(2, 8))
     exact = g.synthesize(ws)
     scale = 0.5 / exact.std()
-    monkeypatch.setattr(stylegan2, "native_bf16", lambda device: True)
+    monkeypatch.setattr(base, "native_bf16", lambda device: True)
     half = g.set_dtype(torch.bfloat16).synthesize(ws)
     assert half.dtype == torch.float32
     assert not torch.equal(half, exact)
     assert 10 * torch.log10(4 / ((half - exact) * scale).square().mean()) > 40
-    monkeypatch.setattr(stylegan2, "native_bf16", lambda device: False)
+    monkeypatch.setattr(base, "native_bf16", lambda device: False)
     assert torch.equal(g.synthesize(ws), exact)
     with pytest.raises(CheckpointError, match="dtype"):
         g.set_dtype(torch.float16)
@@ -477,7 +481,7 @@ def test_bad_configurations() -> None:
         discriminator(epilogue={"mbstd_num_channels": 5})
 
 
-# --- NVIDIA's outputs ---------------------------------------------------------------------------------------------------
+# --- NVIDIA's outputs -----------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not GOLDEN, reason="the golden files are not here")

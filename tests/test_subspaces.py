@@ -18,7 +18,10 @@ METHODS = ("lda", "normals", "pca", "identity")
 def _data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, G, (N,), generator=rng)
-    a, b = torch.randn(2, D, generator=rng, dtype=torch.float64), torch.randn(2, D, generator=rng, dtype=torch.float64)
+    a, b = (
+        torch.randn(2, D, generator=rng, dtype=torch.float64),
+        torch.randn(2, D, generator=rng, dtype=torch.float64),
+    )
     mix = torch.randn(D, D, generator=rng, dtype=torch.float64)
     x = torch.randn(N, D, generator=rng, dtype=torch.float64) @ mix
     return x + a[ids // 2] + b[ids % 2] + 5, ids

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import json
 import os
 import re
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, FairFaceError
 from ..latents import normals
+from .base import StyleGANModule
 from .conversion import (
     Parts,
     convert_discriminator,
@@ -47,8 +47,6 @@ _GENERATORS = {
     "dcgan": "fairface_synth.models.demo:DCGANGenerator",
 }
 _DISCRIMINATORS = {"stylegan2-discriminator": "fairface_synth.models.stylegan2:StyleGAN2Discriminator"}
-
-_T = TypeVar("_T", bound=nn.Module)
 
 
 def register_generator(kind: str, target: str) -> None:
@@ -278,8 +276,6 @@ def _parts(data: bytes, registry: Mapping[str, str], which: str) -> Parts:
         found = _rosinality(value, generator, which)
         if found is not None:
             return found
-    elif isinstance(value, Captured) and "tflib" in value.name:
-        Resolver()(value)
     raise CheckpointError(
         f"no {'generator' if generator else 'discriminator'} was found (looked for {which!r})",
         expected=_SUPPORTED,
@@ -336,9 +332,7 @@ def _own_parts(data: bytes, registry: Mapping[str, str]) -> Parts:
         )
     kind = str(metadata.get("kind"))
     if kind not in registry:
-        raise CheckpointError(
-            "this file holds a model of another kind", expected=", ".join(registry), got=kind[:80]
-        )
+        raise CheckpointError("this file holds a model of another kind", expected=", ".join(registry), got=kind[:80])
     config = json.loads(metadata["config"])
     if not isinstance(config, dict):
         raise CheckpointError("the configuration is no dictionary", got=type(config).__name__)
@@ -380,7 +374,7 @@ def _build(parts: Parts, registry: Mapping[str, str], device: torch.device | str
     tensors = dict(parts.tensors)
     estimate = hasattr(model, "mapping") and "mapping.w_avg" not in tensors and "mapping.w_avg" in model.state_dict()
     if estimate:
-        tensors["mapping.w_avg"] = torch.zeros(model.w_dim)  # type: ignore[arg-type]
+        tensors["mapping.w_avg"] = torch.zeros(model.state_dict()["mapping.w_avg"].shape)
     _check_tensors(model.state_dict(), tensors)
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     model.load_state_dict(tensors, assign=True)
@@ -392,7 +386,7 @@ def _build(parts: Parts, registry: Mapping[str, str], device: torch.device | str
     model = model.to(device or "cpu")
     if estimate:
         _estimate_w_avg(model)
-    return model.set_dtype(dtype) if hasattr(model, "set_dtype") else model.to(dtype)  # type: ignore[operator]
+    return model.set_dtype(dtype) if isinstance(model, StyleGANModule) else model.to(dtype)
 
 
 def _check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -410,7 +404,9 @@ def _check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
                 f"{name} has the wrong shape", expected=list(wanted[name].shape), got=list(tensor.shape)
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} contains NaN or infinity", fix="the training diverged or the file is damaged")
+            raise CheckpointError(
+                f"{name} contains NaN or infinity", fix="the training diverged or the file is damaged"
+            )
 
 
 def _estimate_w_avg(model: Any) -> None:
@@ -445,7 +441,7 @@ def _write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent or ".", prefix=f".{path.name}.")
     try:
-        with io.open(handle, "wb") as file:
+        with open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

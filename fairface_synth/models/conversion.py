@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .base import GENERATOR_RULES
 from .layers import REQUIRED
 from .safe_pickle import Network
-from .stylegan2 import GENERATOR_RULES, strip_runtime
+from .stylegan2 import strip_runtime
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ def _nested(given: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     return {str(k): _plain(v) for k, v in value.items()}
 
 
+def _summary(network: Network) -> str:
+    parts = ", ".join(_dictionary(network.state, "_modules")) or "no parts"
+    return f"class {network.class_name[:80]} with {parts[:200]}"
+
+
 def _stored(layer: Network | None, name: str, default: Any) -> Any:
     """An attribute that the layer kept when it was pickled: the two repositories differ in their defaults."""
     return default if layer is None else layer.state.get(name, default)
@@ -109,7 +115,7 @@ def convert_generator(network: Network) -> Parts:
         raise CheckpointError(
             "this network is not a StyleGAN generator",
             expected="a network with the parts mapping and synthesis",
-            got=f"class {network.class_name[:80]} with {', '.join(_dictionary(network.state, '_modules')) or 'no parts'}"[:300],
+            got=_summary(network),
             fix="pass which='G_ema' for a training snapshot, or load_discriminator for a discriminator",
         )
     given = _arguments(network, _GENERATOR_NAMES)
@@ -142,7 +148,7 @@ def convert_discriminator(network: Network) -> Parts:
         raise CheckpointError(
             "this network is not a StyleGAN discriminator",
             expected="a network with the parts b…, b4",
-            got=f"class {network.class_name[:80]} with {', '.join(_dictionary(network.state, '_modules')) or 'no parts'}"[:300],
+            got=_summary(network),
         )
     given = _arguments(network, _DISCRIMINATOR_NAMES)
     where = f"the discriminator ({network.class_name[:80]})"

@@ -85,8 +85,7 @@ class DCGANGenerator(nn.Module):
                 got=list(w.shape),
                 fix="map z first: generator.synthesize(generator.map(z))",
             )
-        weight = self.main[0].weight
-        x = w[:, 0, :, None, None].to(weight.dtype)
+        x = w[:, 0, :, None, None].to(next(self.parameters()).dtype)
         return self.main(x).float().tanh()
 
 
@@ -119,9 +118,7 @@ class CompactNet(nn.Module):
 
 class _ConvBlock(nn.Sequential):
     def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
-        )
+        super().__init__(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
 class _Residual(nn.Module):
@@ -194,9 +191,7 @@ class DemoWorld:
     embedder: CompactEmbedder
 
 
-def load_demo(
-    device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
-) -> DemoWorld:
+def load_demo(device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> DemoWorld:
     """Load the bundled world. Its labels are machine-made and noisy: read docs/demo_world.md before concluding.
 
     Args:
@@ -205,16 +200,15 @@ def load_demo(
     """
     device = torch.device("cpu") if device is None else torch.device(device)
     nets = {name: _load_net(name) for name in ("labeller", "judge", "embedder")}
-    models = (
-        _load_generator(),
-        CompactLabeller(*nets["labeller"]),
-        CompactLabeller(*nets["judge"]),
-        CompactEmbedder(nets["embedder"][0]),
+    world = DemoWorld(
+        generator=_load_generator(),
+        labeller=CompactLabeller(*nets["labeller"]),
+        judge=CompactLabeller(*nets["judge"]),
+        embedder=CompactEmbedder(nets["embedder"][0]),
     )
-    for model in models:
-        model.eval().requires_grad_(False)
-        model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-    return DemoWorld(*models)
+    for model in (world.generator, world.labeller, world.judge, world.embedder):
+        model.eval().requires_grad_(False).to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    return world
 
 
 def _read_weights(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -88,7 +88,7 @@ def _checked(value: Any, rule: Rule, what: str) -> Any:
 
 
 def _checked_list(value: Any, rule: Rule) -> list[Any]:
-    rows = [value] if isinstance(value, (int, float)) else list(value)
+    rows: list[Any] = [value] if isinstance(value, (int, float)) else list(value)
     if not 1 <= len(rows) <= 64:
         raise ValueError(len(rows))
     if rule.kind == "channels":
@@ -168,7 +168,7 @@ class CachedModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._prepared: dict[Any, tuple[Any, Any]] = {}
+        self._prepared: dict[Any, tuple[Any, ...]] = {}
 
     def prepared(self, key: Any, sources: Sequence[Tensor | None], make: Callable[[], Any]) -> Any:
         """make(), or what it returned last time for this key and these very sources."""
@@ -181,9 +181,9 @@ class CachedModule(nn.Module):
             # Normal tensors, even when called first under inference mode: a later call may need gradients.
             with torch.inference_mode(False), torch.no_grad():
                 # The sources are kept beside the result, so that an id cannot be reused.
-                hit = (stamp, make(), present)  # type: ignore[assignment]
-            self._prepared[key] = hit  # type: ignore[assignment]
-        return hit[1]  # type: ignore[index]
+                hit = (stamp, make(), present)
+            self._prepared[key] = hit
+        return hit[1]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         self._prepared.clear()

@@ -81,7 +81,8 @@ class StandIn:
     def __setattr__(self, name: str, value: object) -> None:
         raise pickle.UnpicklingError("stand-ins cannot be altered")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        raise pickle.UnpicklingError("stand-ins cannot be altered")
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("stand-ins cannot be altered")
@@ -102,9 +103,7 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_DTYPES = {
-    str(d).removeprefix("torch."): d for d in (*_STORAGES.values(), torch.complex64, torch.complex128)
-}
+_DTYPES = {str(d).removeprefix("torch."): d for d in (*_STORAGES.values(), torch.complex64, torch.complex128)}
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -142,7 +141,6 @@ def _table() -> dict[tuple[str, str], Any]:
         ("numpy", "ndarray"): "numpy.ndarray",
         ("numpy", "dtype"): "numpy.dtype",
         ("numpy", "matrix"): "numpy.matrix",
-        ("dnnlib.tflib.network", "Network"): "dnnlib.tflib.network.Network",
     }
     for core in ("numpy.core", "numpy._core"):
         captured[(f"{core}.multiarray", "scalar")] = "numpy.scalar"
@@ -172,9 +170,7 @@ _TABLE = _table()
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(
-        self, data: bytes, depth: int = 0, persistent: Callable[[Any], Any] | None = None
-    ) -> None:
+    def __init__(self, data: bytes, depth: int = 0, persistent: Callable[[Any], Any] | None = None) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
         self.depth = depth
         self.persistent = persistent
@@ -184,6 +180,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return self.nested
+        if module.startswith("dnnlib.tflib"):
+            _refuse_tensorflow()
         found = _TABLE.get((module, name))
         if found is None:
             # Reading goes on with an inert object, so that the error can name everything that is not admitted.
@@ -209,14 +207,12 @@ def _scan(data: bytes, start: int = 0) -> int:
     """
     stream = io.BytesIO(data)
     stream.seek(start)
-    count = 0
-    for op, argument, _ in pickletools.genops(stream):
-        count += 1
+    for count, (op, argument, _) in enumerate(pickletools.genops(stream)):
         if count > _MAX_OPS:
             raise pickle.UnpicklingError("too many operations")
         if op.name in _REFUSED_OPS:
             raise pickle.UnpicklingError(f"operation {op.name}")
-        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) <= 4 * count + 4096:
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(str(argument)) <= 4 * count + 4096:
             raise pickle.UnpicklingError("memo index out of bounds")
     return stream.tell()
 
@@ -237,8 +233,6 @@ def _refuse(names: list[str]) -> None:
     if not names:
         return
     unique = list(dict.fromkeys(names))
-    if any("tflib" in name for name in unique):
-        _refuse_tensorflow()
     raise CheckpointError(
         "this pickle names classes or functions that are not admitted; nothing in it was executed",
         expected="networks pickled by the StyleGAN2-ADA or StyleGAN3 code, or tensors in dictionaries",
@@ -415,8 +409,6 @@ class Resolver:
             return _array((1, shape, dtype, order == "F", bytes(data) if isinstance(data, bytearray) else data))
         if value.name == "torch.Size":
             return tuple(self(value.arguments[0]))
-        if value.name == "dnnlib.tflib.network.Network":
-            _refuse_tensorflow()
         return value
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
@@ -447,7 +439,7 @@ def _dtype(value: Any) -> np.dtype[Any]:
     order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
     if not isinstance(kind, str) or not _NUMPY_KINDS.fullmatch(kind) or order not in ("<", ">", "=", "|"):
         raise pickle.UnpicklingError("a numpy type that is not a plain number")
-    return np.dtype(kind).newbyteorder("<" if order == "=" else order)
+    return np.dtype(kind).newbyteorder(">" if order == ">" else "<")
 
 
 def _scalar(dtype: Any, data: Any = None) -> Any:

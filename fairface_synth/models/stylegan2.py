@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ShapeError
+from .base import GENERATOR_RULES, StyleGANGenerator, StyleGANModule, split_config
 from .layers import (
     ACTIVATIONS,
     MAPPING_RULES,
@@ -45,13 +46,6 @@ _RUNTIME_RULES = {
     "fused_modconv_default": Rule(None, "choice", optional=True, choices=("inference_only",)),
 }
 
-GENERATOR_RULES = {
-    "z_dim": Rule(REQUIRED, low=0, high=16384),
-    "c_dim": Rule(REQUIRED, low=0, high=16384),
-    "w_dim": Rule(REQUIRED, low=1, high=16384),
-    "img_resolution": Rule(REQUIRED, low=4, high=8192),
-    "img_channels": Rule(REQUIRED, low=1, high=1024),
-}
 SYNTHESIS_RULES = {
     "channel_base": Rule(32768, low=1, high=1 << 24),
     "channel_max": Rule(512, low=1, high=16384),
@@ -96,19 +90,6 @@ def strip_runtime(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {k: v for k, v in given.items() if k not in _RUNTIME_RULES}
 
 
-def split_config(
-    config: Mapping[str, Any], top: Mapping[str, Rule], parts: Mapping[str, Mapping[str, Rule]], where: str
-) -> dict[str, Any]:
-    """Check a nested configuration: `top` beside one dictionary per name in `parts`."""
-    result = read_config({k: v for k, v in config.items() if k not in parts}, top, where)
-    for name, rules in parts.items():
-        given = config.get(name) or {}
-        if not isinstance(given, Mapping):
-            raise CheckpointError(f"{where}: {name} is no dictionary", got=type(given).__name__)
-        result[name] = read_config(given, rules, f"{where}, {name}")
-    return result
-
-
 def _channels(config: Mapping[str, Any], resolution: int, where: str) -> dict[int, int]:
     sizes = [2**i for i in range(2, resolution.bit_length())]
     listed = config["channels"]
@@ -119,18 +100,13 @@ def _channels(config: Mapping[str, Any], resolution: int, where: str) -> dict[in
     return dict(zip(sizes, listed, strict=True))
 
 
-def bias_act(
-    x: Tensor, bias: Tensor | None, activation: str, gain: float = 1.0, clamp: float | None = None
-) -> Tensor:
+def bias_act(x: Tensor, bias: Tensor | None, activation: str, gain: float = 1.0, clamp: float | None = None) -> Tensor:
     """activation(x + bias) · activation's gain · gain, clamped to ±clamp · gain. x may be overwritten."""
     function, own, _ = ACTIVATIONS[activation]
     if bias is not None:
         bias = bias.to(x.dtype).view(1, -1, 1, 1)
         x = x.add_(bias) if writable(x, bias) else x + bias
-    if activation == "lrelu" and writable(x):
-        x = F.leaky_relu_(x, 0.2)
-    else:
-        x = function(x)
+    x = F.leaky_relu_(x, 0.2) if activation == "lrelu" and writable(x) else function(x)
     if own * gain != 1.0:
         x = x.mul_(own * gain) if writable(x) else x * (own * gain)
     if clamp is not None:
@@ -174,9 +150,7 @@ class SynthesisLayer(CachedModule):
 
     def _shift(self, noise: NoiseMode, gain: float, dtype: torch.dtype, n: int, rng: torch.Generator | None) -> Any:
         """(noise, bias), each times gain: [1 or n, 1, H, W] or None, and [1, out, 1, 1]."""
-        bias = self.prepared(
-            ("bias", gain, dtype), [self.bias], lambda: (self.bias * gain).to(dtype).view(1, -1, 1, 1)
-        )
+        bias = self.prepared(("bias", gain, dtype), [self.bias], lambda: (self.bias * gain).to(dtype).view(1, -1, 1, 1))
         if noise == "none" or not self.use_noise:
             return None, bias
         if noise == "random":
@@ -228,10 +202,7 @@ class SynthesisLayer(CachedModule):
             y = torch.addcmul(pattern, y, d, out=y).add_(bias)
         else:
             y = torch.addcmul(pattern, y, d) + bias
-        if self.activation == "lrelu" and writable(y):
-            y = F.leaky_relu_(y, 0.2)
-        else:
-            y = function(y)
+        y = F.leaky_relu_(y, 0.2) if self.activation == "lrelu" and writable(y) else function(y)
         if not homogeneous and total != 1.0:
             y = y * total
         if self.conv_clamp is not None:
@@ -281,11 +252,8 @@ class Conv2dLayer(CachedModule):
         self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(out_channels))
-        else:
-            self.bias = None
-        # `make_filter` because None is a filter of its own (one tap), not the default.
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        # None is a filter of its own (one tap), not the default.
         self.register_buffer("resample_filter", setup_filter(resample_filter))
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
@@ -372,7 +340,7 @@ class SynthesisBlock(nn.Module):
         if self.has_rgb:
             rgb = self.torgb(x, styles[-1])
             img = rgb if img is None else img + rgb
-        return x, img  # type: ignore[return-value]
+        return x, img
 
 
 class SynthesisNetwork(nn.Module):
@@ -433,98 +401,6 @@ class SynthesisNetwork(nn.Module):
             x, img = block(x, img, styles[:count], noise, rng, dtype)
             styles = styles[count:]
         return img  # type: ignore[return-value]
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; emulated, it is slower than float32."""
-    if device.type != "cpu":
-        return True
-    checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
-    known = [bool(check()) for check in checks if check is not None]
-    return any(known) or not known
-
-
-class StyleGANModule(nn.Module):
-    """What the models here share: a configuration, a compute dtype, frozen evaluation."""
-
-    kind = ""
-    config: dict[str, Any]
-    compute_dtype: torch.dtype = torch.float32
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> StyleGANModule:
-        """The network with fresh weights; see the class's own arguments."""
-        return cls(config)  # type: ignore[call-arg,arg-type]
-
-    def set_dtype(self, dtype: torch.dtype) -> StyleGANModule:
-        """float32, float64, or bfloat16: convolutions in bfloat16 on hardware that has it, the rest in float32."""
-        if dtype not in (torch.float32, torch.float64, torch.bfloat16):
-            raise CheckpointError(
-                "this dtype is not supported",
-                expected="torch.float32, torch.float64 or torch.bfloat16",
-                got=dtype,
-                fix="use torch.bfloat16 for speed: it has float32's range, so nothing overflows",
-            )
-        self.to(torch.float64 if dtype == torch.float64 else torch.float32)
-        self.compute_dtype = dtype
-        return self
-
-    def _dtypes(self, like: Tensor) -> tuple[torch.dtype, torch.dtype]:
-        """(precision of everything else, precision of the convolutions)."""
-        if self.compute_dtype == torch.bfloat16 and native_bf16(like.device):
-            return like.dtype, torch.bfloat16
-        return like.dtype, like.dtype
-
-    def freeze(self) -> StyleGANModule:
-        """Evaluation mode, no parameter requires a gradient."""
-        return self.eval().requires_grad_(False)
-
-
-class StyleGANGenerator(StyleGANModule):
-    """map and the checks that both generators share."""
-
-    mapping: MappingNetwork
-    z_dim: int
-    c_dim: int
-    w_dim: int
-    num_ws: int
-    resolution: int
-
-    @property
-    def w_avg(self) -> Tensor:
-        """Mean latent [w_dim], the point that truncation pulls towards."""
-        return self.mapping.w_avg
-
-    def map(
-        self,
-        z: Tensor,
-        c: Tensor | None = None,
-        truncation_psi: float = 1.0,
-        truncation_cutoff: int | None = None,
-    ) -> Tensor:
-        """z [n, z_dim] (and c [n, c_dim] when conditional) → w [n, num_ws, w_dim].
-
-        Args:
-            truncation_psi: 1 leaves w, 0 gives w_avg.
-            truncation_cutoff: truncate only the first so many layers.
-
-        Raises:
-            ShapeError: z or c has the wrong shape, or c is missing or not wanted.
-        """
-        return self.mapping.broadcast(z, c, truncation_psi, truncation_cutoff)
-
-    def _check_w(self, w: Tensor, noise: str) -> Tensor:
-        check_tensor(w, ("n", self.num_ws, self.w_dim), "w", "w comes from map(z), [n, num_ws, w_dim]")
-        if noise not in ("const", "random", "none"):
-            raise ShapeError("noise is unknown", expected="'const', 'random' or 'none'", got=repr(noise))
-        return w.to(self.w_avg.dtype)
-
-    def forward(self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0) -> Tensor:
-        """z → images in one call."""
-        return self.synthesize(self.map(z, c, truncation_psi))
-
-    def synthesize(self, w: Tensor, noise: NoiseMode = "const", rng: torch.Generator | None = None) -> Tensor:
-        raise NotImplementedError
 
 
 class StyleGAN2Generator(StyleGANGenerator):

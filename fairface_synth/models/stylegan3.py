@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .base import GENERATOR_RULES, StyleGANGenerator, split_config
 from .layers import (
     MAPPING_RULES,
     CachedModule,
@@ -28,7 +29,6 @@ from .layers import (
     writable,
 )
 from .protocols import NoiseMode
-from .stylegan2 import GENERATOR_RULES, StyleGANGenerator, split_config
 
 SYNTHESIS_RULES = {
     "channel_base": Rule(32768, low=1, high=1 << 24),
@@ -231,7 +231,9 @@ class SynthesisLayer(CachedModule):
         return y[:, :, :: self.down, :: self.down]
 
 
-def lowpass_on(device: torch.device, taps: int, cutoff: float, width: float, rate: float, radial: bool) -> Tensor | None:
+def lowpass_on(
+    device: torch.device, taps: int, cutoff: float, width: float, rate: float, radial: bool
+) -> Tensor | None:
     """`lowpass`, or only its shape on the meta device."""
     if device.type == "meta":
         shape = (taps, taps) if radial else (taps,)

@@ -1,0 +1,127 @@
+"""The bundled world: offline, small, deterministic, as good as its model card says, and no worse when cast down."""
+
+from __future__ import annotations
+
+import socket
+from importlib import resources
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fairface_synth as ffs
+from fairface_synth import ShapeError
+from fairface_synth.models.demo import ATTRIBUTES, DCGANGenerator
+
+
+def test_the_weights_are_small() -> None:
+    folder = resources.files("fairface_synth.models") / "weights"
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 16e6  # type: ignore[attr-defined]
+
+
+def test_loading_needs_no_network(monkeypatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    world = ffs.load_demo()
+    images = world.generator.synthesize(world.generator.map(ffs.draw_latents(world.generator, 0, 0, 2)))
+    assert world.embedder(images).shape == (2, 256)
+
+
+def test_protocols(world) -> None:
+    assert isinstance(world.generator, ffs.Generator)
+    assert isinstance(world.labeller, ffs.Labeller)
+    assert isinstance(world.embedder, ffs.Embedder)
+    assert dict(world.labeller.attributes) == ATTRIBUTES == dict(world.judge.attributes)
+
+
+def test_outputs(world) -> None:
+    z = ffs.draw_latents(world.generator, 1, 0, 8)
+    images = world.generator.synthesize(world.generator.map(z))
+    assert images.shape == (8, 3, 64, 64)
+    assert images.dtype == torch.float32
+    assert float(images.abs().max()) <= 1
+    for labeller in (world.labeller, world.judge):
+        for attribute, p in labeller(images).items():
+            assert p.shape == (8, len(ATTRIBUTES[attribute]))
+            torch.testing.assert_close(p.sum(1), torch.ones(8))
+    torch.testing.assert_close(world.embedder(images).norm(dim=1), torch.ones(8))
+
+
+def test_rows_do_not_depend_on_their_batch(world) -> None:
+    z = ffs.draw_latents(world.generator, 1, 0, 5)
+    images = world.generator.synthesize(world.generator.map(z))
+    torch.testing.assert_close(world.generator.synthesize(world.generator.map(z[3:4]))[0], images[3], atol=1e-4, rtol=0)
+    torch.testing.assert_close(world.embedder(images[3:4])[0], world.embedder(images)[3], atol=1e-4, rtol=0)
+
+
+def test_bfloat16_stays_close(world) -> None:
+    half = ffs.load_demo(dtype=torch.bfloat16)
+    z = ffs.draw_latents(world.generator, 2, 0, 16)
+    a, b = (w.generator.synthesize(w.generator.map(z)) for w in (world, half))
+    psnr = 10 * torch.log10(4 / (a - b).square().mean())
+    assert float(psnr) > 40
+    p, q = world.labeller(a)["skin_tone"], half.labeller(a)["skin_tone"]
+    assert float((p - q).abs().max()) < 0.1
+
+
+def test_larger_images_are_brought_to_64(world) -> None:
+    images = torch.rand(2, 3, 128, 96) * 2 - 1
+    assert world.labeller(images)["gender"].shape == (2, 2)
+
+
+def test_wrong_shapes(world) -> None:
+    with pytest.raises(ShapeError, match=r"z \[n, 100\]"):
+        world.generator.map(torch.zeros(2, 99))
+    with pytest.raises(ShapeError, match="map z first"):
+        world.generator.synthesize(torch.zeros(2, 100))
+    with pytest.raises(ShapeError, match="not a batch of images"):
+        world.labeller(torch.zeros(3, 64, 64))
+
+
+def test_gradients_reach_the_latents(world) -> None:
+    z = ffs.draw_latents(world.generator, 0, 0, 2).requires_grad_(True)
+    world.labeller(world.generator.synthesize(world.generator.map(z)))["gender"][:, 0].sum().backward()
+    assert float(z.grad.abs().sum()) > 0
+
+
+def test_the_generator_saves_and_loads(world, tmp_path) -> None:
+    ffs.save_generator(world.generator, tmp_path / "g.safetensors")
+    again = ffs.load_generator(tmp_path / "g.safetensors")
+    assert isinstance(again, DCGANGenerator)
+    w = again.map(ffs.draw_latents(again, 0, 0, 3))
+    torch.testing.assert_close(again.synthesize(w), world.generator.synthesize(w), atol=1e-5, rtol=0)
+
+
+# --- against the teachers, where their labels are at hand -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher(shared) -> dict[str, torch.Tensor]:
+    return load_file(shared / "demo_world" / "teacher_labels.safetensors")
+
+
+def test_images_match_the_reference(world, teacher) -> None:
+    images = world.generator.synthesize(world.generator.map(teacher["z"][:16]))
+    difference = (ffs.to_uint8(images).int() - teacher["reference_images"].int()).abs()
+    assert int(difference.max()) <= 2, "half-precision weights move a pixel by at most two grey levels"
+
+
+def test_held_out_quality_is_what_the_model_card_says(world, teacher) -> None:
+    """The last 4,000 latents were held out; 1,000 of them here, with slack for the smaller sample."""
+    from sklearn.metrics import roc_auc_score
+
+    z = teacher["z"][-1000:]
+    images = torch.cat([world.generator.synthesize(world.generator.map(c)) for c in z.split(250)])
+    labels, judged = world.labeller(images), world.judge(images)
+    teacher_a = (teacher["gender_logit_a"] + teacher["gender_logit_a_deep"])[-1000:]
+    teacher_b = teacher["female_probability_b"][-1000:]
+    assert roc_auc_score(teacher_a > teacher_a.median(), labels["gender"][:, 0]) > 0.85
+    assert roc_auc_score(teacher_b > teacher_b.median(), judged["gender"][:, 0]) > 0.75
+    agreement = (labels["skin_tone"].argmax(1) == judged["skin_tone"].argmax(1)).float().mean()
+    assert float(agreement) > 0.75
+    descriptor = torch.nn.functional.normalize(teacher["descriptor"][-1000:].float(), dim=1)
+    embedding = world.embedder(images)
+    pairs = [(v[:500] * v[500:]).sum(1) for v in (embedding, descriptor)]
+    assert float(torch.corrcoef(torch.stack(pairs))[0, 1]) > 0.5
