@@ -40,7 +40,7 @@ from fairface_synth.models.checkpoints import (
     save_discriminator,
     save_generator,
 )
-from fairface_synth.models.protocols import wrap_generator
+from fairface_synth.models.protocols import Generator, wrap_generator
 from fairface_synth.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from fairface_synth.models.stylegan3 import StyleGAN3Generator
 
@@ -182,6 +182,28 @@ def test_official_discriminator(architecture: str) -> None:
     for size in (1, None):
         assert torch.equal(loaded.score(x, c, size), model.score(x, c, size))
     assert loaded.config["conv_clamp"] == 256
+
+
+class EasyDict(dict):
+    """NVIDIA's dictionary with attribute access; pickled by name."""
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_easy_dicts_are_dictionaries(monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
+    module = types.ModuleType("dnnlib.util")
+    module.EasyDict = EasyDict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dnnlib", types.ModuleType("dnnlib"))
+    monkeypatch.setitem(sys.modules, "dnnlib.util", module)
+    monkeypatch.setattr(EasyDict, "__module__", "dnnlib.util")
+    model = fill(StyleGAN2Generator({**TOP, "synthesis": SMALL}))
+    kwargs = EasyDict(TOP, synthesis_kwargs=EasyDict(SMALL), mapping_kwargs=EasyDict())
+    data = pickle.dumps(EasyDict(G_ema=official(model, "Generator", kwargs)), protocol)
+    same(model, load_generator(data))
+
+
+def test_generators_follow_the_protocol() -> None:
+    for cls in (StyleGAN2Generator, StyleGAN3Generator):
+        assert isinstance(cls({**TOP, "synthesis": SMALL}), Generator)
 
 
 def test_a_missing_mean_is_estimated() -> None:

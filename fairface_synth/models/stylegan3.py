@@ -188,7 +188,7 @@ class SynthesisLayer(CachedModule):
         """Normalised weights for the convolution, and their squares summed over the kernel [in, out]."""
 
         def make() -> tuple[Tensor, Tensor]:
-            w = self.weight
+            w: Tensor = self.weight
             if not self.is_torgb:
                 w = w * w.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
             squares = w.square().sum(dim=(2, 3)).t().contiguous()
