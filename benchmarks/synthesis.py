@@ -122,6 +122,36 @@ def measure(resolution: int, batch: int, rounds: int, forced: bool) -> str:
     return f"| {resolution} | {batch} | " + " | ".join(cells) + " |"
 
 
+def compare_upsampling(rounds: int) -> None:
+    """Milliseconds of four equal ways to upsample by 2 with a 3×3 convolution and the 4×4 filter, in float32."""
+    print("| n, in, out, size | transposed + filter | two passes | composed, shuffled | composed 6×6 |")
+    print("|---|---|---|---|---|")
+    cl = torch.channels_last
+    for n, i, o, size in ((2, 512, 256, 32), (2, 128, 64, 128), (1, 64, 32, 512)):
+        x = torch.randn(n, i, size, size).to(memory_format=cl)
+        w3, w6 = torch.randn(i, o, 3, 3).to(memory_format=cl), torch.randn(i, o, 6, 6)
+        phases = torch.randn(4 * o, i, 3, 3).to(memory_format=cl)
+        square, tall, wide = torch.randn(o, 1, 4, 4), torch.randn(o, 1, 4, 1), torch.randn(o, 1, 1, 4)
+
+        def transposed(x: Tensor = x, w: Tensor = w3) -> Tensor:
+            return F.conv_transpose2d(x, w, stride=2)
+
+        def two(y: Tensor, tall: Tensor = tall, wide: Tensor = wide, o: int = o) -> Tensor:
+            return F.conv2d(F.conv2d(y, tall, padding=(1, 0), groups=o), wide, padding=(0, 1), groups=o)
+
+        runs: list[Callable[[], Tensor]] = [
+            lambda t=transposed, k=square, o=o: F.conv2d(t(), k, padding=1, groups=o),
+            lambda t=transposed, two=two: two(t()),
+            lambda x=x, w=phases: F.pixel_shuffle(F.conv2d(x, w, padding=1), 2),
+            lambda x=x, w=w6: F.conv_transpose2d(x, w, stride=2, padding=2),
+        ]
+        times: list[list[float]] = [[] for _ in runs]
+        for r in range(rounds + 1):
+            for run, seconds in zip(runs, times, strict=True):
+                seconds.append(timed(run)) if r else run()
+        print(f"| {n}, {i}, {o}, {size} | " + " | ".join(f"{1e3 * statistics.median(t):.0f}" for t in times) + " |")
+
+
 def cpu_model() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
@@ -135,7 +165,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=None, help="default: 8, 4 and 1 at 64, 256 and 1024")
     parser.add_argument("--force-bf16", action="store_true", help="also time bfloat16 where it is emulated")
+    parser.add_argument("--upsampling", action="store_true", help="only compare ways of upsampling")
     args = parser.parse_args()
+    if args.upsampling:
+        compare_upsampling(args.rounds)
+        return
     native = base.native_bf16(torch.device("cpu"))
     print(
         f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, bfloat16 "

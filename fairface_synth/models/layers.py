@@ -267,7 +267,9 @@ def _fir_up_axis(x: Tensor, f: Tensor, up: int, padding: Sequence[int], axis: in
         count, start = -(-out // up), (r + first - low) // up
         stop = start + count + len(taps) - 1
         phases.append(_fir_axis(x, taps.flip(0), (-start, stop - size), axis, 1))
-    y = torch.stack(phases, dim=axis + 1).flatten(axis, axis + 1)
+    # Interleaved with the channels last, where whole pixels are copied.
+    y = torch.stack([p.permute(0, 2, 3, 1) for p in phases], dim=axis).flatten(axis - 1, axis)
+    y = y.permute(0, 3, 1, 2)
     return y.narrow(axis, 0, out)
 
 
