@@ -24,9 +24,7 @@ from fairface_synth.models import facenet
 from fairface_synth.models.facenet import align_faces, load_detector, load_embedder
 from fairface_synth.models.protocols import Embedder
 
-ARCFACE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
+ARCFACE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -70,9 +68,7 @@ def test_same_results_as_facenet_pytorch(faces: Tensor, select: str) -> None:
     theirs = MTCNN(min_face_size=0.2 * 128, select_largest=select == "largest", keep_all=True)
     large = F.interpolate(faces[:12], (128, 128), mode="bilinear", antialias=True)
     pixels = ((large + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 1)
-    for i, (boxes, probabilities, points) in enumerate(
-        zip(*theirs.detect(pixels, landmarks=True), strict=True)
-    ):
+    for i, (boxes, probabilities, points) in enumerate(zip(*theirs.detect(pixels, landmarks=True), strict=True)):
         if boxes is None:
             assert ours.probability[i] == 0
             continue
@@ -80,9 +76,7 @@ def test_same_results_as_facenet_pytorch(faces: Tensor, select: str) -> None:
         assert ours.probability[i].item() == pytest.approx(probabilities[best], abs=1e-5)
         scale = 64 / 128
         np.testing.assert_allclose(ours.boxes[i], (boxes[best].astype(float) + 0.5) * scale - 0.5, atol=1e-3)
-        np.testing.assert_allclose(
-            ours.landmarks[i], (points[best].astype(float) + 0.5) * scale - 0.5, atol=1e-3
-        )
+        np.testing.assert_allclose(ours.landmarks[i], (points[best].astype(float) + 0.5) * scale - 0.5, atol=1e-3)
 
 
 def test_nothing_found_in_noise_black_and_nan(detector: facenet.FaceDetector, faces: Tensor) -> None:
@@ -177,9 +171,7 @@ def test_cut_is_interpolate_area(seed: int, size: int) -> None:
     nothing = torch.zeros(6)
     candidates = facenet._Candidates(boxes, nothing, image, nothing, nothing)
     got = facenet._cut(facenet._integral(pixels), candidates, size)
-    for k, (x0, y0, x1, y1) in enumerate(
-        boxes.trunc().int().tolist()
-    ):  # the crops of facenet-pytorch's pad()
+    for k, (x0, y0, x1, y1) in enumerate(boxes.trunc().int().tolist()):  # the crops of facenet-pytorch's pad()
         crop = pixels[image[k], :, max(y0, 1) - 1 : min(y1, 37), max(x0, 1) - 1 : min(x1, 53)]
         expected = (F.interpolate(crop[None], (size, size), mode="area") - 127.5) / 128
         torch.testing.assert_close(got[k : k + 1], expected, rtol=0, atol=1e-5)
@@ -436,9 +428,7 @@ def test_embedder_refuses_other_weights(tmp_path: Path, net: InceptionResnetV1) 
     path = tmp_path / "other.pt"
     state = {key: value for key, value in net.state_dict().items() if not key.startswith("last_bn")}
     torch.save({**state, "head.weight": torch.zeros(2)}, path)
-    with pytest.raises(
-        CheckpointError, match=r"missing: last_bn\.weight.* and 1 more; unexpected: head\.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"missing: last_bn\.weight.* and 1 more; unexpected: head\.weight"):
         load_embedder(path)
     torch.save({f"module.{key}": value for key, value in net.state_dict().items()}, path)
     load_embedder(path)  # DataParallel's prefix is no obstacle

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import re
-import tempfile
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..artifacts import atomic_path
 from ..errors import CheckpointError, FairFaceError
 from ..latents import normals
 from .base import StyleGANModule
@@ -434,19 +434,5 @@ def _save(model: Any, path: str | os.PathLike[str], registry: Mapping[str, str])
         )
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     metadata = {"format": _FORMAT, "version": str(_VERSION), "kind": kind, "config": json.dumps(model.config)}
-    _write_atomically(path, safetensors.torch.save(tensors, metadata))
-
-
-def _write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent or ".", prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata)

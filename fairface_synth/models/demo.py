@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import ShapeError
 from ..latents import truncate
+from .pretrained import check_images, resize
 from .protocols import NoiseMode
 
 SKIN_TONE_EDGES = (-30.0, 28.0)  # ITA in degrees: dark below the first, light above the second
@@ -166,12 +167,9 @@ class CompactEmbedder(nn.Module):
 
 
 def _at_64(images: Tensor, net: nn.Module) -> Tensor:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ShapeError("not a batch of images", expected="[n, 3, H, W] in [-1, 1]", got=list(images.shape))
-    if images.shape[-2:] != (64, 64):
-        images = F.interpolate(images.float(), size=(64, 64), mode="bilinear", antialias=True)
+    check_images(images)
     weight = next(net.parameters())
-    return images.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    return resize(images.float(), (64, 64)).to(weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,17 @@ is the centre of the top left pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DataError, ShapeError
+from .pretrained import check_images, device_of, load_into, read_state, resize
 
 Selection = Literal["probability", "largest"]
 Template = Literal["arcface", "ffhq"]
@@ -109,13 +110,13 @@ class FaceDetector(nn.Module):
         Raises:
             ShapeError: images are not float [n, 3, H, W] on the detector's device.
         """
-        _check_images(images, _device_of(self))
+        check_images(images, device_of(self))
         height, width = images.shape[-2:]
         zoom = self.size / min(height, width)
         size = (max(round(height * zoom), 1), max(round(width * zoom), 1))
         parts = []
         for chunk in images.split(self.batch_size):
-            pixels = (_resize(chunk.float(), size) + 1).mul(127.5).clamp(0, 255)
+            pixels = (resize(chunk.float(), size) + 1).mul(127.5).clamp(0, 255)
             parts.append(_select(self._cascade(pixels), len(chunk), self.select, images.device))
         probability, boxes, points = (torch.cat(part) for part in zip(*parts, strict=True))
         ratio = boxes.new_tensor([width / size[1], height / size[0]])
@@ -311,9 +312,7 @@ def _cut(table: Tensor, faces: _Candidates, size: int) -> Tensor:
     return ((means - 127.5) / 128).permute(0, 3, 1, 2).float()
 
 
-def _select(
-    faces: _Candidates, count: int, select: Selection, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def _select(faces: _Candidates, count: int, select: Selection, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """One candidate an image: probability [n] or 0, box [n, 4] and points [n, 5, 2] or NaN."""
     if len(faces.score) == 0:
         nan = torch.full((count, 14), torch.nan, device=device)
@@ -374,7 +373,7 @@ def align_faces(images: Tensor, landmarks: Tensor, size: int = 112, template: Te
         ShapeError: wrong shapes, dtypes or devices.
         DataError: unknown template, or a size below 1.
     """
-    _check_images(images)
+    check_images(images)
     if landmarks.shape != (len(images), 5, 2) or not landmarks.is_floating_point():
         raise ShapeError(
             "landmarks must be five points an image",
@@ -494,15 +493,15 @@ class FacenetEmbedder(nn.Module):
         Raises:
             ShapeError: images are not float [n, 3, H, W] on the embedder's device.
         """
-        _check_images(images, _device_of(self))
+        check_images(images, device_of(self))
         if len(images) == 0:
             return images.new_zeros((0, self.dim), dtype=torch.float32)
-        pixels = _resize(images.float(), (160, 160)).clamp(-1, 1) * (127.5 / 128)
+        pixels = resize(images.float(), (160, 160)).clamp(-1, 1) * (127.5 / 128)
         vectors: Tensor = self.net(pixels.to(next(self.parameters()).dtype))
         return F.normalize(vectors.float(), dim=1)
 
     def __repr__(self) -> str:
-        return f"FacenetEmbedder(dim={self.dim}, device={_device_of(self)})"
+        return f"FacenetEmbedder(dim={self.dim}, device={device_of(self)})"
 
 
 def load_embedder(
@@ -528,11 +527,11 @@ def load_embedder(
     from facenet_pytorch import InceptionResnetV1
 
     path = _pretrained_file(str(source)) if str(source) in _WEIGHT_URLS else Path(source)
-    state = _read_state(path, fix='pass "vggface2", "casia-webface" or the path of a state dict')
+    state = read_state(path, fix='pass "vggface2", "casia-webface" or the path of a state dict')
     with torch.device("meta"):
         net = InceptionResnetV1()
     kept = {key: value for key, value in state.items() if not key.startswith("logits.")}
-    _load_into(net, kept, path, "InceptionResnetV1")
+    load_into(net, kept, path, "InceptionResnetV1")
     return FacenetEmbedder(net.to(device=device, dtype=dtype))
 
 
@@ -555,73 +554,3 @@ def _pretrained_file(name: str) -> Path:
                 'pass its path: load_embedder("/path/to/weights.pt")',
             ) from error
     return path
-
-
-# ------------------------------------------------------------------------------------------ shared
-
-
-def _check_images(images: Tensor, device: torch.device | None = None) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or 0 in images.shape[2:]:
-        raise ShapeError(
-            "these are not images",
-            expected="[n, 3, H, W] float RGB in [-1, 1]",
-            got=f"{list(images.shape)} {str(images.dtype).removeprefix('torch.')}",
-            fix="for 8-bit images [n, H, W, 3]: images.permute(0, 3, 1, 2).float() / 127.5 - 1",
-        )
-    if device is not None and images.device != device:
-        raise ShapeError(
-            "images and model lie apart",
-            expected=f"images on {device}",
-            got=images.device,
-            fix="move one of them with .to(device)",
-        )
-
-
-def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
-
-
-def _read_state(path: Path, fix: str) -> dict[str, Tensor]:
-    """A file's state dict, without DataParallel's "module." before every name."""
-    if not path.is_file():
-        raise CheckpointError("no such file", expected="a state dict", got=str(path), fix=fix)
-    from .checkpoints import read_state_dict
-
-    state = read_state_dict(path)
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
-
-
-def _load_into(net: nn.Module, state: Mapping[str, Tensor], source: Any, name: str) -> None:
-    """Give `net` (on the meta device) these weights; CheckpointError where names or shapes do not fit."""
-    expected = net.state_dict()
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if missing or unexpected or shapes:
-        found = {"missing": missing, "unexpected": unexpected, "shapes": shapes}
-        raise CheckpointError(
-            f"{source} is not a state dict of {name}",
-            expected=f"{len(expected)} tensors of {name}",
-            got="; ".join(f"{kind}: {_first(keys)}" for kind, keys in found.items() if keys),
-            fix="pass the model's own state dict: torch.save(model.state_dict(), path)",
-        )
-    counters = (key for key in expected if key.endswith("num_batches_tracked"))  # absent from old files
-    zeros = {key: torch.zeros((), dtype=torch.long) for key in counters}
-    net.load_state_dict({**zeros, **state}, assign=True)
-
-
-def _first(keys: list[str], count: int = 3) -> str:
-    more = f" and {len(keys) - count} more" if len(keys) > count else ""
-    return ", ".join(keys[:count]) + more

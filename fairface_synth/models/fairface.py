@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DataError
-from .facenet import _check_images, _device_of, _load_into, _read_state, _resize
+from .pretrained import check_images, device_of, load_into, read_state, resize
 
 RACES_7 = ("white", "black", "latino-hispanic", "east-asian", "southeast-asian", "indian", "middle-eastern")
 RACES_4 = ("white", "black", "asian", "indian")
@@ -55,8 +55,8 @@ class FairFaceLabeller(nn.Module):
         Raises:
             ShapeError: images are not float [n, 3, H, W] on the labeller's device.
         """
-        _check_images(images, _device_of(self))
-        pixels = (_resize(images.float(), (224, 224)).clamp(-1, 1) + 1) / 2
+        check_images(images, device_of(self))
+        pixels = (resize(images.float(), (224, 224)).clamp(-1, 1) + 1) / 2
         pixels = (pixels - self.mean) / self.std
         logits = self.net(pixels.to(next(self.parameters()).dtype)).float()
         widths = [len(values) for values in self.attributes.values()]
@@ -65,7 +65,7 @@ class FairFaceLabeller(nn.Module):
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{name}: {len(values)}" for name, values in self.attributes.items())
-        return f"FairFaceLabeller({kinds}, device={_device_of(self)})"
+        return f"FairFaceLabeller({kinds}, device={device_of(self)})"
 
 
 def load_labeller(
@@ -108,14 +108,12 @@ def load_labeller(
     from torchvision.models import resnet34
 
     path = Path(source)
-    state = _read_state(
-        path, fix="download FairFace's res34_fair_align_multi_7_20190809.pt and pass its path"
-    )
+    state = read_state(path, fix="download FairFace's res34_fair_align_multi_7_20190809.pt and pass its path")
     outputs = _outputs(state, path)
     attributes = _attributes(outputs, races, path)
     with torch.device("meta"):
         net = resnet34(num_classes=outputs)
-    _load_into(net, state, path, "FairFace's ResNet-34")
+    load_into(net, state, path, "FairFace's ResNet-34")
     return FairFaceLabeller(net.to(dtype=dtype), attributes).to(device)
 
 
@@ -142,9 +140,7 @@ def _attributes(outputs: int, races: int, path: Path) -> dict[str, tuple[str, ..
         return {"race": RACES_4}
     raise CheckpointError(
         f"the last layer of {path} does not fit {races} races",
-        expected="18 outputs (7 + 2 + 9)"
-        if races == 7
-        else "18 outputs (the first 4 are races) or 15 (4 + 2 + 9)",
+        expected="18 outputs (7 + 2 + 9)" if races == 7 else "18 outputs (the first 4 are races) or 15 (4 + 2 + 9)",
         got=f"{outputs} outputs",
         fix=f"pass races={4 if races == 7 else 7}, or the right file",
     )
