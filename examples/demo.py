@@ -1,6 +1,6 @@
 """The main job on the bundled world: a balanced set of faces from a biased generator, and what it cost.
 
-    python examples/demo.py [--out out/demo] [--latents 20000] [--faces 60]
+    python examples/demo.py [--out out/demo] [--latents 20000] [--faces 60] [--natural 2400] [--aimed 150]
 
 Writes report.md, three figures, the faces as PNG files and their latents. Every score comes from the judge, which
 took no part in choosing; every "accepted" face is one that the judge confirms and in which MTCNN finds a face.
@@ -23,9 +23,6 @@ from tqdm import tqdm
 import fairface_synth as ffs
 from fairface_synth.plotting import face_grid, rate_bars, share_bars
 from fairface_synth.reports import share_text
-
-NATURAL = 2400  # fresh natural faces, scored for the "before"
-PER_GROUP = 150  # Gaussian faces a group, scored without any selection
 
 
 @dataclass
@@ -60,6 +57,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     parser.add_argument("--latents", type=int, default=20_000, help="size of the labelled bank")
     parser.add_argument("--faces", type=int, default=60, help="faces per group in the balanced set")
+    parser.add_argument("--natural", type=int, default=2400, help="fresh natural faces, scored for the 'before'")
+    parser.add_argument("--aimed", type=int, default=150, help="Gaussian faces per group, scored without any selection")
     args = parser.parse_args()
     start = time.time()
 
@@ -77,8 +76,8 @@ def main() -> None:
     groups = pipeline.groups
     print(f"\n{pipeline.report()}\n")
 
-    natural = natural_images(world.generator, NATURAL, seed=1)
-    gaussian = pipeline.sample("balanced", n=PER_GROUP * len(groups), seed=2)
+    natural = natural_images(world.generator, args.natural, seed=1)
+    gaussian = pipeline.sample("balanced", n=args.aimed * len(groups), seed=2)
     balanced = pipeline.sample("balanced", n=args.faces * len(groups), seed=3, verify=True)
     scored = {
         "natural": score(natural, world.judge, detector, groups, "natural faces"),

@@ -76,7 +76,7 @@ def test_wrong_shapes(world) -> None:
         world.generator.map(torch.zeros(2, 99))
     with pytest.raises(ShapeError, match="map z first"):
         world.generator.synthesize(torch.zeros(2, 100))
-    with pytest.raises(ShapeError, match="not a batch of images"):
+    with pytest.raises(ShapeError, match="these are not images"):
         world.labeller(torch.zeros(3, 64, 64))
 
 
