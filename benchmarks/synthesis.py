@@ -10,7 +10,6 @@ scaled to a standard deviation of 0.5, as that of a trained network, and noise h
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_stylegan2 as reference
+from machine import describe_machine
 
 from fairface_synth.models import base
 from fairface_synth.models.stylegan2 import StyleGAN2Generator
@@ -31,10 +31,10 @@ from fairface_synth.models.stylegan2 import StyleGAN2Generator
 def make_generator(resolution: int) -> StyleGAN2Generator:
     """Random weights whose images have the spread of a photograph."""
     torch.manual_seed(resolution)
-    width = 32768 if resolution >= 512 else 16384
+    channel_base = 32768 if resolution >= 512 else 16384
     config = {"z_dim": 512, "c_dim": 0, "w_dim": 512, "img_resolution": resolution, "img_channels": 3}
     generator = StyleGAN2Generator(
-        {**config, "synthesis": {"channel_base": width, "channel_max": 512, "conv_clamp": 256}}
+        {**config, "synthesis": {"channel_base": channel_base, "channel_max": 512, "conv_clamp": 256}}
     )
     generator.freeze()
     for name, parameter in generator.named_parameters():
@@ -152,12 +152,6 @@ def compare_upsampling(rounds: int) -> None:
         print(f"| {n}, {i}, {o}, {size} | " + " | ".join(f"{1e3 * statistics.median(t):.0f}" for t in times) + " |")
 
 
-def cpu_model() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
-
-
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,11 +164,8 @@ def main() -> None:
     if args.upsampling:
         compare_upsampling(args.rounds)
         return
-    native = base.native_bf16(torch.device("cpu"))
-    print(
-        f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, bfloat16 "
-        f"{'in hardware' if native else 'not in hardware: dtype=bfloat16 runs in float32'}; median of {args.rounds}\n"
-    )
+    note = "" if base.native_bf16(torch.device("cpu")) else "; dtype=bfloat16 therefore runs in float32"
+    print(f"{describe_machine()}{note}; median of {args.rounds}\n")
     head = ["resolution", "batch", "(a) plain fp32", "(b) ours fp32", "(c) ours bf16", "(d) bare fp32", "(d) bare bf16"]
     head += ["b/a", "c/a", "c/d bf16", "b/d fp32", "PSNR bf16", "max error b vs a"]
     head += ["forced bf16"] if args.force_bf16 else []
