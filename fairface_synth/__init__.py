@@ -13,7 +13,7 @@ from .models.checkpoints import load_discriminator, load_generator, read_state_d
 from .models.demo import load_demo
 from .models.facenet import Detections, align_faces, load_detector, load_embedder
 from .models.fairface import load_labeller
-from .models.protocols import Embedder, Generator, Labeller, wrap_generator
+from .models.protocols import Embedder, Generator, Labeller, wrap_generator, wrap_labeller
 from .pipeline import Pipeline, PipelineReport, Sample
 from .reports import GroupShares, group_shares, markdown_table, wilson_interval
 from .screening import Accepted, reject
@@ -76,4 +76,5 @@ __all__ = [
     "truncate",
     "wilson_interval",
     "wrap_generator",
+    "wrap_labeller",
 ]

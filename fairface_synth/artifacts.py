@@ -48,7 +48,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:
     """Base of everything fitted. Fields are tensors, mappings of tensors, Groups, None, or plain json values."""
 
@@ -99,20 +99,26 @@ class Artifact:
                 f"cannot read {path}", expected=f"a file saved by {cls.__name__}.save", got=error
             ) from error
         wanted = f"fairface_synth.{cls.kind}"
-        if header.get("format") != wanted or int(header.get("version", 0)) > _VERSION:
+        if header.get("format") != wanted or header.get("version") not in {str(v + 1) for v in range(_VERSION)}:
             raise DataError(
                 f"{path} holds something else",
                 expected=f"{wanted}, version ≤ {_VERSION}",
                 got=f"{header.get('format', 'no format')}, version {header.get('version', '?')}",
                 fix="load it with the class that saved it, or update fairface_synth",
             )
-        values = {name: _decode(value) for name, value in json.loads(header["fields"]).items()}
+        try:
+            values = {name: _decode(value) for name, value in json.loads(header["fields"]).items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is damaged", expected="a readable header", got=error) from error
         for name, tensor in tensors.items():
             field, _, key = name.partition("/")
             if key:
                 values.setdefault(field, {})[key] = tensor
             else:
                 values[field] = tensor
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(values) - known or known - set(values) - _optional(cls):
+            raise DataError(f"{path} is damaged", expected=", ".join(sorted(known)), got=", ".join(sorted(values)))
         return cls(**values)
 
     def _split(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,6 +145,10 @@ class Artifact:
             elif value not in (None, (), False):
                 parts.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _optional(cls: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
 
 
 def _encode(value: Any) -> Any:

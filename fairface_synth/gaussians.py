@@ -17,12 +17,12 @@ from torch import Tensor
 
 from .artifacts import Artifact, has_values
 from .errors import DataError, GroupError, ShapeError
-from .groups import Groups
+from .groups import UNSURE, Groups, check_ids
 
 Covariance = Literal["full", "diagonal", "tied", "ledoit_wolf", "oas"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class GroupGaussians(Artifact):
     """One Gaussian, or a mixture of K, for each of G groups in d dimensions.
 
@@ -84,12 +84,12 @@ class GroupGaussians(Artifact):
 # --- streaming moments ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupMoments:
     """Weighted moments of each group about a common shift: all that the estimators need, in float64.
 
     Attributes:
-        shift: reference point [d]; near the data's mean it keeps the sums well conditioned.
+        shift: reference point [d], or one for each group [G, d].
         weight, weight_sq: Σw, Σw² [G].
         first: Σw·y [G, d] with y = x − shift.
         second: Σw·y·yᵀ [G, d, d]; only Σw·y² [G, d] for `diagonal` moments.
@@ -107,7 +107,7 @@ class GroupMoments:
     @classmethod
     def empty(cls, num_groups: int, shift: Tensor, *, diagonal: bool = False) -> GroupMoments:
         """Moments of nothing, about `shift` [d]."""
-        dim = len(shift)
+        dim = shift.shape[-1]
         zero = torch.zeros(num_groups, dtype=torch.float64, device=shift.device)
         vector = zero.new_zeros(num_groups, dim)
         second = vector if diagonal else zero.new_zeros(num_groups, dim, dim)
@@ -125,76 +125,97 @@ class GroupMoments:
             groups: hard ids [n] (−1: left out), or soft probabilities [n, G].
             weights: non-negative sample weights [n]; 1 if not given.
         """
-        state = GroupMoments(*(getattr(self, f.name).clone() for f in dataclasses.fields(self)))
+        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         if groups.is_floating_point():
-            state._add_soft(x, groups, weights)
-        elif has_values(groups):
-            state._add_hard(x, groups, weights)
-        else:
+            return self._plus(self._soft(x, groups.detach(), weights))
+        if not has_values(groups):
             ids = torch.arange(len(self.weight), device=groups.device)
-            state._add_soft(x, (groups.unsqueeze(1) == ids).to(x.dtype), weights)
-        return state
+            return self._plus(self._soft(x, (groups.unsqueeze(1) == ids).to(x.dtype), weights))
+        return self._plus(self._hard(x, groups, weights))
 
-    def _add_soft(self, x: Tensor, p: Tensor, weights: Tensor | None) -> None:
-        # Bounds the [G, rows, d] product to about 64 MB in float32.
-        rows = max(1, 2**24 // (max(1, x.shape[1]) * p.shape[1]))
-        weights = torch.ones_like(x[:, 0]) if weights is None else weights.to(x.dtype)
+    def _plus(self, local: GroupMoments) -> GroupMoments:
+        """Sums about this shift and about local ones, added."""
+        local = local.moved(self.shift)
+        names = ("weight", "weight_sq", "first", "second", "cubic", "quartic")
+        return dataclasses.replace(self, **{n: getattr(self, n) + getattr(local, n) for n in names})
+
+    def _soft(self, x: Tensor, p: Tensor, weights: Tensor | None) -> GroupMoments:
+        """Moments of x about each group's own mean, so that float32 products lose nothing to distant groups."""
+        rows = max(1, 2**24 // (max(1, x.shape[1]) * p.shape[1]))  # bounds [G, rows, d] to about 64 MB
+        weights = torch.ones_like(x[:, 0]) if weights is None else weights.detach().to(x.dtype)
+        share = (p[:rows].to(x.dtype) * weights[:rows].unsqueeze(1)).T
+        centre = share @ x[:rows] / share.sum(1, keepdim=True).clamp_min(1e-30)
+        sums = GroupMoments.empty(len(self.weight), centre, diagonal=self.diagonal)._copies()
         for xs, ps, ws in zip(x.split(rows), p.split(rows), weights.split(rows), strict=True):
-            y = xs - self.shift.to(xs.dtype)
+            y = xs - centre.unsqueeze(1)
             w = (ps.to(y.dtype) * ws.unsqueeze(1)).T
             weighted = w.unsqueeze(2) * y
-            second = weighted.mul(y).sum(1) if self.diagonal else weighted.transpose(1, 2) @ y
-            self.second.add_(second)
-            self._add_vectors(slice(None), w, y)
+            norm_sq = torch.linalg.vector_norm(y, dim=2).square()
+            sums["second"] += (weighted * y).sum(1) if self.diagonal else weighted.transpose(1, 2) @ y
+            sums["first"] += weighted.sum(1)
+            sums["cubic"] += ((w * norm_sq).unsqueeze(1) @ y).squeeze(1)
+            sums["weight"] += w.double().sum(1)
+            sums["weight_sq"] += w.double().square().sum(1)
+            sums["quartic"] += (w.double() * norm_sq.double().square()).sum(1)
+        return GroupMoments(**sums)
 
-    def _add_hard(self, x: Tensor, ids: Tensor, weights: Tensor | None, rows: int = 4096) -> None:
-        """Sorting makes each group one block, so that a group costs only its own samples. One sync: the counts.
+    def _hard(self, x: Tensor, ids: Tensor, weights: Tensor | None) -> GroupMoments:
+        """As `_soft`, with each group's rows sorted into one block, so that a group costs only its own samples.
 
-        A few thousand rows at a time stay in a CPU's cache between the products.
+        One sync: the counts.
         """
         order = ids.argsort()
-        counts = torch.bincount(ids + 1, minlength=len(self.weight) + 1).tolist()
-        start = counts[0]
-        for g, count in enumerate(counts[1:]):
-            for chunk in order[start : start + count].split(rows):
-                y = x.index_select(0, chunk).sub_(self.shift.to(x.dtype))
-                w = torch.ones_like(y[:, 0]) if weights is None else weights[chunk].to(y.dtype)
-                weighted = y if weights is None else y * w.unsqueeze(1)
-                if self.diagonal:
-                    self.second[g] += (weighted * y).sum(0)
-                else:
-                    _add_gram(self.second[g], weighted, y)
-                self._add_vectors(slice(g, g + 1), w.unsqueeze(0), y)
-            start += count
+        unsure, *counts = torch.bincount(ids + 1, minlength=len(self.weight) + 1).tolist()
+        blocks = order[unsure:].split(counts)
+        parts = [self._block(x, block, weights) for block in blocks]
+        names = [f.name for f in dataclasses.fields(GroupMoments)]
+        return GroupMoments(**{n: torch.cat([getattr(part, n) for part in parts]) for n in names})
 
-    def _add_vectors(self, rows: slice, w: Tensor, y: Tensor) -> None:
-        """Everything but the second moments; w [g, n], y [n, d]."""
-        norm_sq = torch.linalg.vector_norm(y, dim=1).square()
-        first, cubic = torch.cat((w, w * norm_sq)).matmul(y).chunk(2)
-        self.weight[rows] += w.double().sum(1)
-        self.weight_sq[rows] += w.double().square().sum(1)
-        self.first[rows] += first
-        self.cubic[rows] += cubic
-        self.quartic[rows] += w.double() @ norm_sq.double().square()
+    def _block(self, x: Tensor, block: Tensor, weights: Tensor | None, rows: int = 4096) -> GroupMoments:
+        """Moments of one group's rows. A few thousand at a time stay in a CPU's cache between the products."""
+        if len(block) == 0:
+            return GroupMoments.empty(1, x.new_zeros(1, x.shape[1]), diagonal=self.diagonal)
+        centre = x.index_select(0, block[:rows]).mean(0, keepdim=True)
+        sums = GroupMoments.empty(1, centre, diagonal=self.diagonal)._copies()
+        for chunk in block.split(rows):
+            y = x.index_select(0, chunk).sub_(centre)
+            w = torch.ones_like(y[:, 0]) if weights is None else weights[chunk].to(y.dtype)
+            weighted = y if weights is None else y * w.unsqueeze(1)
+            if self.diagonal:
+                sums["second"] += (weighted * y).sum(0)
+            else:
+                _add_gram(sums["second"][0], weighted, y)
+            norm_sq = torch.linalg.vector_norm(y, dim=1).square()
+            first, cubic = torch.stack((w, w * norm_sq)).matmul(y)
+            sums["first"] += first
+            sums["cubic"] += cubic
+            sums["weight"] += w.double().sum()
+            sums["weight_sq"] += w.double().square().sum()
+            sums["quartic"] += w.double() @ norm_sq.double().square()
+        return GroupMoments(**sums)
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name).clone() for f in dataclasses.fields(self)}
 
     def moved(self, shift: Tensor) -> GroupMoments:
         """The same samples about another shift."""
-        delta = self.shift - shift.to(self.shift)
-        length = delta.square().sum()
-        along = self.first @ delta
+        delta = (self.shift - shift.to(self.shift)).expand_as(self.first)
+        length = delta.square().sum(1)
+        along = (self.first * delta).sum(1)
         weight = self.weight.unsqueeze(1)
         total = self.second.sum(1) if self.diagonal else self.second.diagonal(dim1=-2, dim2=-1).sum(1)
         if self.diagonal:
             second = self.second + 2 * self.first * delta + weight * delta.square()
             stretched = self.second * delta  # off-diagonal part unknown: diagonal estimators do not use it
         else:
-            cross = self.first.unsqueeze(2) * delta
-            second = self.second + cross + cross.transpose(1, 2) + weight.unsqueeze(2) * delta.outer(delta)
-            stretched = self.second @ delta
+            cross = self.first.unsqueeze(2) * delta.unsqueeze(1)
+            second = self.second + cross + cross.transpose(1, 2)
+            second += (weight * delta).unsqueeze(2) * delta.unsqueeze(1)
+            stretched = (self.second @ delta.unsqueeze(2)).squeeze(2)
         cubic = self.cubic + total.unsqueeze(1) * delta + 2 * stretched + 2 * along.unsqueeze(1) * delta
-        cubic = cubic + length * self.first + weight * length * delta
-        quartic = self.quartic + 4 * self.cubic @ delta + 4 * stretched @ delta + 2 * length * total
-        quartic = quartic + 4 * length * along + self.weight * length**2
+        cubic = cubic + length.unsqueeze(1) * (self.first + weight * delta)
+        quartic = self.quartic + 4 * ((self.cubic + stretched) * delta).sum(1) + 2 * length * total
+        quartic = quartic + 4 * length * along + self.weight * length.square()
         return dataclasses.replace(
             self,
             shift=shift.to(self.shift),
@@ -212,9 +233,7 @@ class GroupMoments:
                 expected=list(self.second.shape),
                 got=list(other.second.shape),
             )
-        other = other.moved(self.shift)
-        names = ("weight", "weight_sq", "first", "second", "cubic", "quartic")
-        return dataclasses.replace(self, **{n: getattr(self, n) + getattr(other, n) for n in names})
+        return self._plus(other)
 
     def compute(
         self,
@@ -231,18 +250,26 @@ class GroupMoments:
         safe = self.weight.clamp_min(1e-300).unsqueeze(1)
         offset = self.first / safe
         mean = self.shift + offset
+        centred = self.moved(mean)
+        precision = torch.finfo(dtype).eps
         if covariance == "diagonal":
-            variance = self.second / safe - offset.square()
+            variance = centred.second / safe
             factors, shrinkage = variance.clamp_min(0).sqrt().unsqueeze(1), torch.zeros_like(n).unsqueeze(1)
-            _refuse_singular(variance.amin(1) <= 0, groups, covariance, absent)
+            # A constant column still shows the rounding of its mean.
+            singular = (variance <= (8 * precision * mean).square()).any(1)
+            _refuse_singular(singular, groups, covariance, absent)
         else:
-            matrix, shrinkage = self._estimate(covariance, n, offset)
+            matrix, shrinkage = centred._estimate(covariance, n)
             seen = torch.ones_like(n, dtype=torch.bool)
             seen[list(absent)] = False
             if covariance != "tied":
-                matrix = torch.where(seen[:, None, None], matrix, torch.eye(self.shift.numel(), device=matrix.device))
+                eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+                matrix = torch.where(seen[:, None, None], matrix, eye)
             factors, info = torch.linalg.cholesky_ex(matrix)
-            _refuse_singular(info > 0, groups, covariance, absent)
+            # What a direction adds beyond the ones before it, against the precision that x had.
+            pivots = factors.diagonal(dim1=-2, dim2=-1).square() / matrix.diagonal(dim1=-2, dim2=-1)
+            singular = (info > 0) | ~(pivots.amin(1) > 10 * matrix.shape[-1] * precision)
+            _refuse_singular(singular, groups, covariance, absent)
             factors, shrinkage = factors.unsqueeze(1), shrinkage.unsqueeze(1)
         if absent:
             mean[list(absent)] = float("nan")
@@ -257,55 +284,42 @@ class GroupMoments:
             absent=absent,
         )
 
-    def _estimate(self, covariance: str, n: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Covariances [G or 1, d, d] and shrinkage intensities [G or 1]."""
-        centred = self.moved_to_means(offset)
+    def _estimate(self, covariance: str, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariances [G or 1, d, d] and shrinkage intensities [G or 1] of moments about the groups' means."""
         if covariance == "tied":
-            pooled = centred.second.sum(0, keepdim=True) / self.weight.sum()
-            return pooled, torch.zeros_like(n[:1])
-        matrix = centred.second / self.weight.clamp_min(1e-300)[:, None, None]
+            return self.second.sum(0, keepdim=True) / self.weight.sum(), torch.zeros_like(n[:1])
+        weight = self.weight.clamp_min(1e-300)
+        matrix = self.second / weight[:, None, None]
         if covariance == "full":
             return matrix, torch.zeros_like(n)
-        intensity = (
-            _oas_intensity(matrix, n)
-            if covariance == "oas"
-            else _ledoit_wolf_intensity(matrix, n, centred.quartic / self.weight.clamp_min(1e-300))
-        )
+        if covariance == "oas":
+            intensity = _oas_intensity(matrix, n)
+        else:
+            intensity = _ledoit_wolf_intensity(matrix, n, self.quartic / weight)
         return shrink(matrix, intensity), intensity
-
-    def moved_to_means(self, offset: Tensor) -> GroupMoments:
-        """Each group's second and quartic moments about its own mean (shift + offset [G, d])."""
-        weight = self.weight.unsqueeze(1)
-        second = self.second - weight.unsqueeze(2) * offset.unsqueeze(2) * offset.unsqueeze(1)
-        length = offset.square().sum(1)
-        along = (self.first * offset).sum(1)
-        total = self.second.diagonal(dim1=-2, dim2=-1).sum(1)
-        stretched = torch.einsum("gij,gi,gj->g", self.second, offset, offset)
-        quartic = self.quartic - 4 * (self.cubic * offset).sum(1) + 4 * stretched + 2 * length * total
-        quartic = quartic - 4 * length * along + self.weight * length.square()
-        return dataclasses.replace(self, second=second, quartic=quartic)
 
     def _check(self, n: Tensor, covariance: str, groups: Groups | None, missing: str) -> tuple[int, ...]:
         """Named errors for what would otherwise be a silent number. Returns the absent ids."""
         if not has_values(n):
             return ()
-        if not bool(self.first.isfinite().all() & self.quartic.isfinite().all() & self.weight.isfinite().all()):
+        if not bool(torch.stack([t.isfinite().all() for t in (self.first, self.second, self.weight)]).all()):
             raise DataError(
                 "the latents, probabilities or weights hold NaN or infinite values",
                 expected="finite numbers",
                 fix="drop those rows first: keep = x.isfinite().all(-1)",
             )
-        dim = self.shift.numel()
+        dim = self.first.shape[1]
         pooled = covariance == "tied"
-        need = {"full": dim + 1, "tied": 1}.get(covariance, 2)
+        need = {"full": dim + 1, "tied": 1, "ledoit_wolf": 3}.get(covariance, 2)
         counts = n.tolist()
         absent = tuple(g for g, w in enumerate(self.weight.tolist()) if w <= 0)
         few = {g: c for g, c in enumerate(counts) if g not in absent and c < need - 1e-6}
-        if pooled and sum(counts) - len(counts) < dim:
-            few = dict(enumerate(counts))
-            need = math.ceil((dim + len(counts)) / len(counts))
+        present = len(counts) - len(absent)
+        if pooled and sum(counts) - present < dim:
+            few = {g: c for g, c in enumerate(counts) if g not in absent}
+            need = math.ceil((dim + present) / max(1, present))
         if few or (absent and missing == "raise"):
-            short = few | dict.fromkeys(absent, 0.0)
+            short = few | (dict.fromkeys(absent, 0.0) if missing == "raise" else {})
             described = ", ".join(f"{_name(groups, g)}: {c:.4g}" for g, c in sorted(short.items()))
             raise DataError(
                 f"too few samples for a {covariance} covariance in {dim} dimensions",
@@ -348,7 +362,7 @@ def fit_gaussians(
         iterations, tolerance: of expectation-maximisation: stop when the mean log-likelihood gains less.
 
     Returns:
-        `GroupGaussians` with x's dtype and device. Sums are kept in float64.
+        `GroupGaussians` on x's device, in x's dtype but at least float32. Sums are kept in float64.
 
     Raises:
         ShapeError: shapes that do not fit together.
@@ -356,6 +370,7 @@ def fit_gaussians(
         DataError: NaN, a group with too few samples for the estimator, an empty group, a singular covariance.
     """
     x, groups, weights = _flatten(x, groups, weights)
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     count = _count_groups(groups, names, num_groups)
     shift = x[: min(len(x), 4096)].mean(0)
     moments = GroupMoments.empty(count, shift, diagonal=covariance == "diagonal")
@@ -403,7 +418,7 @@ def _expectation_maximisation(
             responsibility = share.unsqueeze(2) * log_p.softmax(2)
             moments = moments.update(x[rows], responsibility.flatten(1))
             likelihood = likelihood + (share * log_p.logsumexp(2)).double().sum()
-        fitted = moments.compute(start.covariance, dtype=x.dtype)  # type: ignore[arg-type]
+        fitted = _compute_components(moments, start, components, x.dtype)
         model = _as_mixture(fitted, moments, start, components)
         if has_values(likelihood):
             after = float(likelihood / moments.weight.sum())
@@ -411,6 +426,23 @@ def _expectation_maximisation(
                 break
             before = after
     return model
+
+
+def _compute_components(
+    moments: GroupMoments, start: GroupGaussians, components: int, dtype: torch.dtype
+) -> GroupGaussians:
+    """`GroupMoments.compute` of G·K components, with an error in terms of groups."""
+    try:
+        return moments.compute(start.covariance, dtype=dtype)  # type: ignore[arg-type]
+    except DataError as error:
+        weights = moments.weight.view(-1, components).tolist()
+        smallest = min(range(len(weights)), key=lambda g: min(weights[g]))
+        raise DataError(
+            "a mixture component collapsed onto too few samples",
+            expected=f"{components} components that each keep enough samples of their group",
+            got=f"{start.name(smallest)}: " + ", ".join(f"{w:.3g}" for w in weights[smallest]),
+            fix="use fewer components, covariance='ledoit_wolf' or 'tied', or label more latents",
+        ) from error
 
 
 def _as_mixture(
@@ -471,9 +503,10 @@ def sample_gaussians(
         [..., d] in the model's dtype.
 
     Raises:
-        GroupError: ids of absent groups (`compose` fills them).
+        GroupError: ids out of range, of absent groups (`compose` fills them), or −1. On an accelerator the values are
+            not looked at, so that the host need not wait: rows of −1 are NaN there.
     """
-    _refuse_absent(model, group_ids)
+    _refuse_unknown(model, group_ids)
     shape, ids = group_ids.shape, group_ids.reshape(-1)
     eps, component = _noise_and_component(model, ids, shape, rng, noise)
     eps = eps * temperature
@@ -487,7 +520,7 @@ def sample_gaussians(
             tied = model.factors.shape[0] == 1
             spread = torch.einsum("gkij,nj->ngki", model.factors, e)
             spread = spread[torch.arange(len(e), device=e.device), torch.zeros_like(i) if tied else i, k]
-        parts.append(model.component_means[i, k] + spread)
+        parts.append(torch.where((i < 0).unsqueeze(1), torch.nan, model.component_means[i, k] + spread))
     return torch.cat(parts).reshape(*shape, model.dim)
 
 
@@ -503,7 +536,7 @@ def log_prob(model: GroupGaussians, x: Tensor) -> Tensor:
     """
     if x.shape[-1] != model.dim:
         raise ShapeError("x has the wrong width", expected=f"[..., {model.dim}]", got=list(x.shape))
-    flat = x.reshape(-1, model.dim)
+    flat = x.reshape(-1, model.dim).to(model.component_means.dtype)
     rows = max(1, 2**24 // (model.num_groups * model.components * model.dim))
     parts = [_component_log_prob(model, chunk).logsumexp(2) for chunk in flat.split(rows)]
     return torch.cat(parts).reshape(*x.shape[:-1], model.num_groups)
@@ -512,7 +545,7 @@ def log_prob(model: GroupGaussians, x: Tensor) -> Tensor:
 def compose(
     model: GroupGaussians,
     groups: Groups | None = None,
-    ids: Iterable[int] | None = None,
+    ids: Iterable[int | str] | None = None,
     *,
     ridge: float = 1.0,
 ) -> GroupGaussians:
@@ -525,7 +558,7 @@ def compose(
     Args:
         model: fitted with components=1 (`missing="skip"` leaves the empty groups to fill).
         groups: the groups; `model.groups` by default.
-        ids: groups to compose as if they had not been seen; the absent ones by default.
+        ids: groups (ids or names) to compose as if they had not been seen; the absent ones by default.
         ridge: penalty on each effect, in samples: an effect seen in that many samples is halved.
 
     Raises:
@@ -541,7 +574,7 @@ def compose(
         )
     if model.components != 1:
         raise DataError("mixtures cannot be composed", expected="components=1", got=model.components)
-    target = sorted(set(model.absent if ids is None else ids) | set(model.absent))
+    target = sorted(set(model.absent if ids is None else groups.parse(ids)) | set(model.absent))
     if not target:
         return model
     seen = [g for g in range(len(groups)) if g not in target]
@@ -660,12 +693,19 @@ def _flatten(x: Tensor, groups: Tensor, weights: Tensor | None) -> tuple[Tensor,
             "groups do not fit x",
             expected=f"hard ids {list(x.shape[:-1])} or probabilities {[*x.shape[:-1], 'G']}",
             got=f"{list(groups.shape)} {groups.dtype}",
-            fix="flatten W+ latents first: x.flatten(1)",
+            fix="W+ latents have to be flattened first: x.flatten(1)" if x.ndim > groups.ndim + 1 else None,
         )
     if weights is not None and weights.shape != x.shape[:-1]:
         raise ShapeError("weights do not fit x", expected=list(x.shape[:-1]), got=list(weights.shape))
     if weights is not None and has_values(weights) and bool((weights < 0).any()):
         raise DataError("negative sample weights", expected="weights ≥ 0", got=f"minimum {float(weights.min()):.4g}")
+    if soft and has_values(groups) and bool((groups < 0).any()):
+        raise DataError(
+            "negative probabilities",
+            expected="probabilities [n, G], or integer ids [n]",
+            got=f"minimum {float(groups.min()):.4g}",
+            fix="logits: use logits.softmax(-1)",
+        )
     flat_groups = groups.reshape(-1, groups.shape[-1]) if soft else groups.reshape(-1).long()
     return x.reshape(-1, x.shape[-1]), flat_groups, None if weights is None else weights.reshape(-1)
 
@@ -718,16 +758,23 @@ def _refuse_singular(singular: Tensor, groups: Groups | None, covariance: str, a
         )
 
 
-def _refuse_absent(model: GroupGaussians, group_ids: Tensor) -> None:
-    """The sync is paid only by models that have absent groups."""
-    if model.absent and has_values(group_ids):
-        asked = sorted(set(group_ids.unique().tolist()) & set(model.absent))
-        if asked:
-            raise GroupError(
-                "these groups have no Gaussian: " + ", ".join(model.name(g) for g in asked),
-                expected="groups with samples in the bank",
-                fix="model = compose(model) puts them together from their attributes",
-            )
+def _refuse_unknown(model: GroupGaussians, group_ids: Tensor) -> None:
+    """GroupError for ids without a Gaussian. On an accelerator only models with absent groups pay for the look."""
+    check_ids(group_ids, model.num_groups)
+    if not has_values(group_ids) or not (model.absent or group_ids.device.type == "cpu"):
+        return
+    asked = set(group_ids.unique().tolist())
+    if UNSURE in asked:
+        raise GroupError(
+            "-1 (unsure) is no group to sample from", expected=f"ids 0 … {model.num_groups - 1}", fix="ids[ids >= 0]"
+        )
+    absent = sorted(asked & set(model.absent))
+    if absent:
+        raise GroupError(
+            "these groups have no Gaussian: " + ", ".join(model.name(g) for g in absent),
+            expected="groups with samples in the bank",
+            fix="model = compose(model) puts them together from their attributes",
+        )
 
 
 def _noise_and_component(

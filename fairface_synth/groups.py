@@ -9,20 +9,23 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import GroupError, ShapeError
 
 UNSURE = -1
+_EVERYTHING = ("*", "all", "balanced")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class Groups:
     """The product of attributes, each a list of values.
 
@@ -36,24 +39,38 @@ class Groups:
     has to say which: "race=other". Names are matched without regard to case, order, spaces and underscores.
 
     Raises:
-        GroupError: no attribute, an attribute without values, or a value that repeats within its attribute.
+        GroupError: no attribute, an attribute without values, a value that repeats within its attribute or is a
+            reserved word, or values that make two groups share a name.
     """
 
     attributes: Mapping[str, tuple[str, ...]]
+    _by_name: Mapping[str, int]
 
     def __init__(self, attributes: Mapping[str, Sequence[str]]) -> None:
         if not attributes:
             raise GroupError("no attributes", expected='for example {"gender": ["female", "male"]}', got="{}")
         for attribute, values in attributes.items():
-            if isinstance(values, str) or not values:
+            if isinstance(values, str) or not values or not all(isinstance(v, str) and _plain(v) for v in values):
                 raise GroupError(
-                    f"attribute {attribute!r} needs a list of values",
-                    expected='["female", "male"]',
-                    got=repr(values),
+                    f"attribute {attribute!r} needs a list of names", expected='["female", "male"]', got=repr(values)
                 )
+            reserved = [v for v in values if _plain(v) in _EVERYTHING or set("=,") & set(v)]
+            if reserved:
+                raise GroupError(f"{reserved[0]!r} has a meaning of its own in group names", fix="rename the value")
             if len({_plain(v) for v in values}) < len(values):
                 raise GroupError(f"attribute {attribute!r} repeats a value", got=list(values))
         object.__setattr__(self, "attributes", {a: tuple(v) for a, v in attributes.items()})
+        by_name: dict[str, int] = {}
+        for i, name in enumerate(self.names):
+            if by_name.setdefault(_plain(name), i) != i:
+                raise GroupError(f"two groups are called {name!r}", fix="rename a value")
+        object.__setattr__(self, "_by_name", by_name)
+
+    def __eq__(self, other: object) -> bool:
+        """Same attributes and values in the same order, since ids depend on the order."""
+        if not isinstance(other, Groups):
+            return NotImplemented
+        return tuple(self.attributes.items()) == tuple(other.attributes.items())
 
     def __len__(self) -> int:
         return math.prod(self.shape)
@@ -114,11 +131,16 @@ class Groups:
         """
         if isinstance(spec, bool):
             raise GroupError("a truth value is no group", expected="a name, an id or a list", got=spec)
-        if isinstance(spec, int):
+        if isinstance(spec, Tensor):
+            spec = spec.tolist()
+        if isinstance(spec, SupportsIndex) and not isinstance(spec, str):
+            spec = operator.index(spec)
             self.name(spec)
             if spec == UNSURE:
                 raise GroupError("-1 (unsure) is no group", expected=f"0 … {len(self) - 1}")
             return (spec,)
+        if isinstance(spec, str) and _plain(spec) in self._by_name:
+            return (self._by_name[_plain(spec)],)
         if isinstance(spec, str):
             chosen = self._choose(spec)
             axes = [range(len(v)) if a not in chosen else (chosen[a],) for a, v in self.attributes.items()]
@@ -130,6 +152,8 @@ class Groups:
 
     def value_indices(self, group_id: int) -> tuple[int, ...]:
         """Index of the group's value of each attribute, in attribute order."""
+        if not 0 <= group_id < len(self):
+            raise GroupError("no such group id", expected=f"0 … {len(self) - 1}", got=group_id)
         indices = []
         for size in reversed(self.shape):
             group_id, i = divmod(group_id, size)
@@ -144,7 +168,7 @@ class Groups:
 
     def _choose(self, spec: str) -> dict[str, int]:
         """Attribute → value index, for the attributes that the text fixes."""
-        if _plain(spec) in ("*", "all", "balanced"):
+        if _plain(spec) in _EVERYTHING:
             return {}
         chosen: dict[str, int] = {}
         for part in spec.split(","):
@@ -258,10 +282,15 @@ class Groups:
         return torch.where(group_ids < 0, UNSURE, value)
 
     def count(self, group_ids: Tensor) -> Tensor:
-        """How many samples each group has: int64 [G]; the unsure (−1) are left out."""
-        return torch.zeros(len(self) + 1, dtype=torch.int64, device=group_ids.device).scatter_add_(
-            0, group_ids.flatten() + 1, torch.ones_like(group_ids.flatten())
-        )[1:]
+        """How many samples each group has: int64 [G]; the unsure (−1) are left out.
+
+        Raises:
+            GroupError: ids out of range.
+        """
+        check_ids(group_ids, len(self))
+        slots = group_ids.flatten().long() + 1
+        counts = torch.zeros(len(self) + 1, dtype=torch.int64, device=group_ids.device)
+        return counts.scatter_add_(0, slots, torch.ones_like(slots))[1:]
 
     def _columns(self, probabilities: Mapping[str, Tensor]) -> Iterator[Tensor]:
         for attribute, values in self.attributes.items():
@@ -320,6 +349,19 @@ def balanced_quota(groups: Groups, n: int, spec: str | int | Iterable[str | int]
     for i in by_remainder[: n - sum(quota)]:
         quota[i] += 1
     return torch.tensor(quota)
+
+
+def check_ids(group_ids: Tensor, num_groups: int) -> None:
+    """GroupError unless ids lie in −1 (unsure) … num_groups − 1. On an accelerator, only the type is checked: a look
+    at the values would make the host wait."""
+    if group_ids.is_floating_point() or group_ids.dtype == torch.bool:
+        raise ShapeError("group ids are integers", expected="int64", got=group_ids.dtype)
+    if group_ids.device.type == "cpu" and group_ids.numel() and not isinstance(group_ids, FakeTensor):
+        low, high = (int(v) for v in group_ids.aminmax())
+        if low < UNSURE or high >= num_groups:
+            raise GroupError(
+                "group ids out of range", expected=f"-1 (unsure) … {num_groups - 1}", got=f"{low} … {high}"
+            )
 
 
 def _plain(text: str) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import ShapeError
+from .artifacts import has_values
+from .errors import DataError, ShapeError
 
 # Chardon, Cretois & Hourseau 1991; Del Bino & Bernerd 2013. Upper band edges in degrees, darkest band first.
 ITA_EDGES = (-30.0, 10.0, 28.0, 41.0, 55.0)
@@ -26,8 +27,28 @@ _SRGB_TO_XYZ = (
 _D65 = (0.95047, 1.0, 1.08883)
 
 
+def check_range(images: Tensor) -> None:
+    """DataError for images that are finite but cannot be in [-1, 1]: a mean magnitude over 2, as 0–255 has.
+
+    Generators overshoot the range a little, so single values say nothing. Looks at the values once.
+    """
+    if not images.is_floating_point():
+        raise ShapeError(
+            "images are floats here", expected="float RGB in [-1, 1]", got=images.dtype, fix="ffs.from_uint8(images)"
+        )
+    if has_values(images) and images.numel() and not float(images.abs().mean()) <= 2:
+        raise DataError(
+            "these images are not in [-1, 1]",
+            expected="float RGB in [-1, 1]",
+            got=f"mean magnitude {float(images.abs().mean()):.3g}",
+            fix="0–255: images / 127.5 - 1; 0–1: 2 * images - 1; NaN: check the checkpoint and the latents",
+        )
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] float to 0–255 uint8, same shape, clamped and rounded to nearest."""
+    if not images.is_floating_point():
+        raise ShapeError("these images are integers already", expected="float in [-1, 1]", got=images.dtype)
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -48,11 +69,27 @@ def from_uint8(images: Tensor) -> Tensor:
 
 
 def save_images(images: Tensor, folder: str | os.PathLike[str], names: list[str]) -> list[Path]:
-    """Write images [n, 3, H, W] in [-1, 1] as PNG files `folder/<name>.png`; sub-folders are made."""
+    """Write images [n, 3, H, W] in [-1, 1] as PNG files `folder/<name>.png`; sub-folders in names are made.
+
+    Raises:
+        ShapeError, DataError: not one name per image, repeated names, names that lead out of the folder, images that
+            are not in [-1, 1].
+    """
     from PIL import Image
 
+    check_range(images)
     if len(names) != len(images):
         raise ShapeError("one name per image, please", expected=len(images), got=len(names))
+    if len(set(names)) != len(names):
+        raise DataError(
+            "names repeat, so images would overwrite each other",
+            expected=f"{len(names)} different names",
+            got=f"{len(set(names))} different ones",
+            fix="an index restarts in every group: put the group's name in front, or use Sample.save",
+        )
+    outside = [n for n in names if Path(n).is_absolute() or ".." in Path(n).parts]
+    if outside:
+        raise DataError("a name leads out of the folder", expected="relative names", got=outside[0])
     paths = [Path(folder) / f"{name}.png" for name in names]
     for path, pixels in zip(paths, to_uint8(images).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +106,9 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     Returns:
         [..., 3, H, W] with L* in [0, 100] and a*, b* in about [-110, 110].
     """
-    if images.ndim < 3 or images.shape[-3] != 3:
-        raise ShapeError("not RGB images", expected="[..., 3, H, W] in [-1, 1]", got=list(images.shape))
+    if images.ndim < 3 or images.shape[-3] != 3 or not images.is_floating_point():
+        got = f"{list(images.shape)} {images.dtype}"
+        raise ShapeError("not RGB images", expected="[..., 3, H, W] float in [-1, 1]", got=got)
     rgb = ((images + 1) / 2).clamp(0, 1)
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     matrix = torch.tensor(_SRGB_TO_XYZ, dtype=linear.dtype, device=linear.device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .artifacts import Artifact, has_values
 from .errors import DataError, GroupError, ShapeError
 from .groups import Groups
+from .images import check_range
 
 if TYPE_CHECKING:
     from .models.protocols import Embedder, Generator, Labeller
@@ -62,6 +63,10 @@ def normals(seed: int, index: Tensor, dim: int, *, stream: int | Tensor = 0) -> 
     """
     if index.ndim != 1 or index.is_floating_point():
         raise ShapeError("index must be a vector of integers", expected="[n] int64", got=_describe(index))
+    if not 0 <= seed < 2**64 or (isinstance(stream, int) and not 0 <= stream < 2**32):
+        raise DataError(
+            "seed or stream out of range", expected="0 ≤ seed < 2⁶⁴, 0 ≤ stream < 2³²", got=f"{seed}, stream {stream}"
+        )
     blocks = (dim + 3) // 4
     block = torch.arange(blocks, device=index.device).unsqueeze(0)
     row = index.long().unsqueeze(1)
@@ -120,6 +125,14 @@ def truncate(w: Tensor, w_avg: Tensor, truncation_psi: float = 1.0, truncation_c
         truncation_psi: ψ; 1 leaves w as it is, 0 gives w_avg.
         truncation_cutoff: truncate only the first so many layers of w [..., num_ws, d]; None: all of them.
     """
+    if truncation_cutoff is not None and (w.ndim < 3 or not 0 <= truncation_cutoff <= w.shape[-2]):
+        raise ShapeError(
+            "the cutoff does not fit the layers",
+            expected="w [n, num_ws, d] and 0 ≤ truncation_cutoff ≤ num_ws",
+            got=f"w {list(w.shape)}, truncation_cutoff={truncation_cutoff}",
+        )
+    if not isinstance(truncation_psi, (int, float)):
+        raise DataError("truncation_psi must be a number", expected="for example 0.7", got=repr(truncation_psi))
     if truncation_psi == 1.0:
         return w
     w_avg = w_avg.to(w)
@@ -132,7 +145,7 @@ def truncate(w: Tensor, w_avg: Tensor, truncation_psi: float = 1.0, truncation_c
 # --- the labelled bank ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class LatentBank(Artifact):
     """Latents with what a labeller says of their images. Everything downstream is fitted on a bank.
 
@@ -173,8 +186,10 @@ class LatentBank(Artifact):
             embeddings=None if self.embeddings is None else self.embeddings[rows],
         )
 
-    def groups(self, attributes: Sequence[str] | None = None) -> Groups:
-        """Groups over some (or all) of the labelled attributes."""
+    def groups(self, attributes: str | Sequence[str] | None = None) -> Groups:
+        """Groups over one, some or all of the labelled attributes."""
+        if isinstance(attributes, str):
+            attributes = [attributes]
         names = list(self.attributes) if attributes is None else list(attributes)
         unknown = [a for a in names if a not in self.attributes]
         if unknown:
@@ -183,7 +198,9 @@ class LatentBank(Artifact):
 
     def group_ids(self, groups: Groups | None = None, min_confidence: float = 0.0) -> Tensor:
         """Most probable group of each latent [n], −1 for unsure; see `Groups.assign`."""
-        return (groups or self.groups()).assign(self.probabilities, min_confidence)
+        groups = groups or self.groups()
+        check_attributes(groups, self.attributes)
+        return groups.assign(self.probabilities, min_confidence)
 
     @classmethod
     def concatenate(cls, banks: Sequence[LatentBank]) -> LatentBank:
@@ -229,6 +246,7 @@ def label_latents(
     *,
     start: int = 0,
     z: Tensor | None = None,
+    c: Tensor | None = None,
     embedder: Embedder | None = None,
     truncation_psi: float = 1.0,
     batch_size: int = 256,
@@ -240,6 +258,7 @@ def label_latents(
         generator, labeller: the models, on one device.
         n, seed, start: draw latents start … start + n − 1 of `seed`.
         z: latents [n, z_dim] of yours instead.
+        c: condition of a conditional generator: one row [1, c_dim] for all, or [n, c_dim].
         embedder: also keep identity embeddings.
         truncation_psi: ψ of the mapping; 1 leaves the generator's own distribution as it is.
         batch_size: images at a time.
@@ -248,27 +267,34 @@ def label_latents(
     Raises:
         ShapeError, DataError: a labeller whose rows are not probabilities, or NaN from a model.
     """
+    check_models(generator, labeller)
     total = n if z is None else len(z)
-    if total < 1:
-        raise DataError("an empty bank", expected="n ≥ 1", got=total)
+    if not isinstance(total, int) or total < 1 or batch_size < 1:
+        raise DataError("an empty bank", expected="n ≥ 1, batch_size ≥ 1", got=f"n={total}, batch_size={batch_size}")
     latents, embeddings = [], []
     probabilities: dict[str, list[Tensor]] = {a: [] for a in labeller.attributes}
     for rows in _batches(total, batch_size, "labelling latents", progress):
         size = rows.stop - rows.start
         batch = draw_latents(generator, seed, start + rows.start, size) if z is None else z[rows]
-        w = generator.map(batch, truncation_psi=truncation_psi)
+        w = generator.map(batch, _condition(generator, c, rows, total), truncation_psi=truncation_psi)
+        if has_values(w) and not bool(w.isfinite().all()):
+            raise DataError("the generator's map gave NaN or infinite latents", fix="check the checkpoint and z")
         images = generator.synthesize(w)
+        if rows.start == 0:
+            check_range(images)
         labels = labeller(images)
         for attribute, values in labeller.attributes.items():
             probabilities[attribute].append(_checked_labels(labels, attribute, values, size))
         if embedder is not None:
             embeddings.append(embedder(images))
-        if rows.start == 0:
-            same_in_every_layer = torch.equal(w, w[:, :1].expand_as(w))
-        latents.append(w[:, 0] if same_in_every_layer else w)
+        if not has_values(w) or torch.equal(w, w[:, :1].expand_as(w)):
+            w = w[:, :1]  # the same w for every layer
+        latents.append(w)
+    layers = max(w.shape[1] for w in latents)
+    stacked = torch.cat([w.expand(-1, layers, -1) for w in latents])
     index = torch.arange(start, start + total, device=latents[0].device)
     return LatentBank(
-        latents=torch.cat(latents),
+        latents=stacked[:, 0].contiguous() if layers == 1 else stacked,
         probabilities={a: torch.cat(p) for a, p in probabilities.items()},
         attributes={a: tuple(v) for a, v in labeller.attributes.items()},
         index=index,
@@ -276,6 +302,36 @@ def label_latents(
         seed=seed if z is None else None,
         truncation_psi=truncation_psi,
     )
+
+
+def check_models(generator: object, labeller: object) -> None:
+    """DataError where an object lacks what the protocols ask for."""
+    wanted = {
+        "generator": (generator, ("map", "synthesize", "z_dim", "num_ws", "w_avg"), "ffs.wrap_generator"),
+        "labeller": (labeller, ("attributes", "__call__"), "ffs.wrap_labeller"),
+    }
+    for name, (thing, members, wrapper) in wanted.items():
+        missing = [m for m in members if not hasattr(thing, m)]
+        if missing:
+            raise DataError(
+                f"this is no {name}",
+                expected=f"an object with {', '.join(members)}",
+                got=f"a {type(thing).__name__} without {', '.join(missing)}",
+                fix=f"make one of your functions with {wrapper}(…)",
+            )
+
+
+def check_attributes(groups: Groups, attributes: Mapping[str, Sequence[str]]) -> None:
+    """GroupError unless the groups' values are the labeller's, in the labeller's order: columns have no names."""
+    for attribute, values in groups.attributes.items():
+        given = attributes.get(attribute)
+        if given is None or tuple(given) != values:
+            raise GroupError(
+                f"the groups' values of {attribute!r} are not the labeller's",
+                expected=f"{attribute}: {', '.join(given)}" if given is not None else ", ".join(attributes),
+                got=f"{attribute}: {', '.join(values)}",
+                fix="make the groups with bank.groups([…]), which keeps the labeller's values and order",
+            )
 
 
 def to_layers(generator: Generator, w: Tensor) -> Tensor:
@@ -291,7 +347,28 @@ def to_layers(generator: Generator, w: Tensor) -> Tensor:
     )
 
 
+def _condition(generator: Generator, c: Tensor | None, rows: slice, total: int) -> Tensor | None:
+    """The rows of c for a batch."""
+    size = rows.stop - rows.start
+    if c is None:
+        if generator.c_dim > 0:
+            raise ShapeError(
+                "this generator is conditional",
+                expected=f"c [1 or {total}, {generator.c_dim}]",
+                got="c=None",
+                fix="pass c=, for example one row torch.eye(generator.c_dim)[:1] for class 0",
+            )
+        return None
+    if c.ndim != 2 or len(c) not in (1, total) or c.shape[1] != generator.c_dim:
+        raise ShapeError("c does not fit", expected=f"[1 or {total}, {generator.c_dim}]", got=list(c.shape))
+    return c.expand(size, -1) if len(c) == 1 else c[rows]
+
+
 def _checked_labels(labels: Mapping[str, Tensor], attribute: str, values: Sequence[str], n: int) -> Tensor:
+    if not isinstance(labels, Mapping):
+        raise DataError(
+            "the labeller must give a dictionary", expected="{attribute: [n, k]}", got=f"a {type(labels).__name__}"
+        )
     if attribute not in labels or labels[attribute].shape != (n, len(values)):
         raise ShapeError(
             f"the labeller's {attribute!r} has the wrong shape",
@@ -299,11 +376,11 @@ def _checked_labels(labels: Mapping[str, Tensor], attribute: str, values: Sequen
             got=list(labels[attribute].shape) if attribute in labels else "nothing",
         )
     p = labels[attribute]
-    if has_values(p) and not bool(((p.sum(1) - 1).abs() < 1e-2).all()):
+    if has_values(p) and not bool((((p.sum(1) - 1).abs() < 1e-2) & (p >= 0).all(1)).all()):
         raise DataError(
             f"the labeller's {attribute!r} are not probabilities",
-            expected="rows that sum to 1, no NaN",
-            got=f"sums from {float(p.sum(1).min()):.3g} to {float(p.sum(1).max()):.3g}",
+            expected="rows of non-negative numbers that sum to 1, no NaN",
+            got=f"values from {float(p.min()):.3g}, row sums up to {float(p.sum(1).max()):.3g}",
             fix="apply softmax in the labeller; check that the generator's images are finite",
         )
     return p

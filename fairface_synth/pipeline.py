@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from .artifacts import atomic_path
 from .errors import DataError
 from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
 from .groups import Groups, balanced_quota
-from .latents import LatentBank, label_latents, normals, to_layers, truncate
+from .images import save_images
+from .latents import LatentBank, check_attributes, label_latents, normals, to_layers, truncate
 from .models.facenet import Detections
 from .models.protocols import Generator, Labeller
 from .reports import GroupShares, group_shares, markdown_table
@@ -34,7 +40,8 @@ class Sample:
         seed, truncation_psi: of the draw.
         synthesized: images made for each group [G], the rejected ones included.
         short: groups that could not be filled within the budget: {id: missing}.
-        verified: whether the labeller (and detector) confirmed every face.
+        verified: whether the labeller (and detector) confirmed every face. If not, `group_ids` say what the faces were
+            aimed at, and a good part of them will look otherwise.
     """
 
     images: Tensor
@@ -52,11 +59,32 @@ class Sample:
         return len(self.images)
 
     def __repr__(self) -> str:
-        short = f", short of {sum(self.short.values())}" if self.short else ""
+        missing = ", ".join(f"{self.groups.name(g)}: {k}" for g, k in self.short.items())
+        short = f", missing {missing}" if missing else ""
         return (
             f"Sample(n={len(self)}, groups={len(self.group_ids.unique())}, seed={self.seed}, "
-            f"ψ={self.truncation_psi}, verified={self.verified}{short})"
+            f"ψ={self.truncation_psi}, {'verified' if self.verified else 'aimed at, not verified'}{short})"
         )
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `folder/<group>/<index>.png` and `folder/latents.safetensors`; returns the folder.
+
+        The latents' file holds latents, group_ids and index, and in its header the group names, seed and ψ: what
+        it takes to make every face again.
+        """
+        folder = Path(folder)
+        pairs = zip(self.group_ids.tolist(), self.index.tolist(), strict=True)
+        save_images(self.images, folder, [f"{self.groups.name(g)}/{i:06d}" for g, i in pairs])
+        tensors = {"latents": self.latents, "group_ids": self.group_ids, "index": self.index}
+        header = {
+            "groups": json.dumps({a: list(v) for a, v in self.groups.attributes.items()}),
+            "seed": str(self.seed),
+            "truncation_psi": str(self.truncation_psi),
+            "verified": str(self.verified),
+        }
+        with atomic_path(folder / "latents.safetensors") as path:
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, header)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -67,25 +95,28 @@ class PipelineReport:
     fitted_on: Mapping[str, float]
     composed: tuple[str, ...]
     truncation_psi: float
+    min_confidence: float
 
     def __str__(self) -> str:
+        sure = max(1, int(self.natural.counts.sum()))
         rows = [
             [
                 name,
-                f"{row['share']:.1%}",
-                f"[{row['low']:.1%}, {row['high']:.1%}]",
+                f"{row['count'] / sure:.1%}",
+                f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]",
                 f"{self.fitted_on[name]:.0f}",
             ]
             for name, row in self.natural.to_dict().items()
         ]
-        table = markdown_table(["group", "natural share", "95 %", "latents fitted on"], rows)
+        header = ["group", "share of the labelled", "share of all [95 %]", "latents fitted on"]
+        unsure = self.natural.unsure / max(1, self.natural.total)
         notes = [
-            f"{self.natural.total} labelled latents, ψ = {self.truncation_psi}; "
-            f"{self.natural.unsure / max(1, self.natural.total):.1%} unsure. Shares are as labelled: the labeller's "
-            "own errors are not corrected."
+            f"{self.natural.total} latents, ψ = {self.truncation_psi}; {unsure:.1%} unsure (confidence below "
+            f"{self.min_confidence}). Shares are as labelled: the labeller's own errors are not corrected."
         ]
         if self.composed:
-            notes.append("Composed from other groups, never seen: " + ", ".join(self.composed) + ".")
+            notes.append("Too rare to fit, composed from the other groups: " + ", ".join(self.composed) + ".")
+        table = markdown_table(header, rows)
         return "\n".join([table, "", *notes])
 
 
@@ -110,6 +141,7 @@ class Pipeline:
         detector: Detector | None = None,
         min_confidence: float = 0.6,
     ) -> None:
+        check_attributes(groups, labeller.attributes)
         self.generator, self.labeller, self.groups, self.bank = generator, labeller, groups, bank
         self.subspace, self.gaussians = subspace, gaussians
         self.detector, self.min_confidence = detector, min_confidence
@@ -123,29 +155,35 @@ class Pipeline:
         generator: Generator,
         labeller: Labeller,
         *,
-        attributes: Sequence[str] | None = None,
+        attributes: str | Sequence[str] | None = None,
         bank: LatentBank | None = None,
         n: int = 20_000,
         seed: int = 0,
         truncation_psi: float = 1.0,
+        c: Tensor | None = None,
         method: Method = "lda",
         covariance: Covariance = "ledoit_wolf",
         components: int = 1,
         min_confidence: float = 0.6,
+        min_samples: int = 10,
         detector: Detector | None = None,
         batch_size: int = 256,
         progress: bool = True,
     ) -> Pipeline:
-        """Label latents, fit a subspace, fit a Gaussian to every group; groups never seen are composed.
+        """Label latents, fit a subspace, fit a Gaussian to every group.
+
+        Groups with fewer than `min_samples` labelled latents are composed from the others (`compose`), and listed in
+        `report()`.
 
         Args:
             generator, labeller: see `fairface_synth.models.protocols`.
             attributes: which of the labeller's attributes make the groups; all by default.
             bank: latents labelled earlier, instead of drawing n of them from `seed`.
-            n, seed, truncation_psi, batch_size, progress: of `label_latents`.
+            n, seed, truncation_psi, c, batch_size, progress: of `label_latents`.
             method: of `fit_subspace`.
             covariance, components: of `fit_gaussians`.
             min_confidence: labels below it, on any attribute, are "unsure": counted, never forced into a group.
+            min_samples: with fewer labelled latents a group's own Gaussian would be noise.
             detector: what `load_detector` gives, or any images → bool [n], "a face was found"; for `assign` and
                 `sample(verify=True)`.
         """
@@ -156,17 +194,13 @@ class Pipeline:
                 n,
                 seed,
                 truncation_psi=truncation_psi,
+                c=c,
                 batch_size=batch_size,
                 progress=progress,
             )
         groups = bank.groups(attributes)
         ids = bank.group_ids(groups, min_confidence)
-        if not bool((ids >= 0).any()):
-            raise DataError(
-                "the labeller is unsure about every latent",
-                expected=f"some labels above min_confidence = {min_confidence}",
-                fix="lower min_confidence, or look at bank.probabilities",
-            )
+        ids = _without_rare(groups, ids, min_samples, min_confidence)
         labels = ids if method in ("lda", "pca", "identity") else _labels_by_attribute(groups, ids)
         subspace = fit_subspace(bank.latents, labels, method, groups=groups)
         coordinates = project(subspace, bank.latents)
@@ -221,7 +255,8 @@ class Pipeline:
         """n faces, divided equally over the groups asked for.
 
         Args:
-            groups: "balanced", a group, a partial name, a list, or {specification: share}; see `balanced_quota`.
+            groups: "balanced", a group, a partial name, a list, or {specification: share}; see `balanced_quota`. Groups
+                are aimed at: without `verify` the labeller confirms 40–60 % of the faces on the bundled world.
             n: number of faces.
             seed: of the draw. Fitting and sampling with one seed are independent.
             truncation_psi: pulls towards w_avg; lower values are known to worsen imbalance.
@@ -230,6 +265,8 @@ class Pipeline:
             max_syntheses: budget for `verify`; see `reject`.
             batch_size, progress: images at a time; whether to show a bar.
         """
+        if not isinstance(n, int) or n < 1 or batch_size < 1:
+            raise DataError("no faces to make", expected="whole n ≥ 1, batch_size ≥ 1", got=f"n={n}, {batch_size}")
         quota = balanced_quota(self.groups, n, groups)
 
         def propose(ids: Tensor, index: Tensor) -> Tensor:
@@ -265,7 +302,26 @@ class Pipeline:
             fitted_on=dict(zip(self.groups.names, self.gaussians.counts.tolist(), strict=True)),
             composed=tuple(self.groups.name(g) for g in self.gaussians.composed),
             truncation_psi=self.bank.truncation_psi,
+            min_confidence=self.min_confidence,
         )
+
+
+def _without_rare(groups: Groups, ids: Tensor, min_samples: int, min_confidence: float) -> Tensor:
+    """Ids with −1 for members of groups that have fewer than `min_samples`."""
+    if not 0 <= min_confidence <= 1:
+        raise DataError("min_confidence is a probability", expected="0 … 1", got=min_confidence)
+    counts = groups.count(ids)
+    if int((counts >= min_samples).sum()) < min(2, len(groups)):
+        unsure = float((ids < 0).double().mean())
+        raise DataError(
+            "too few labelled latents to fit groups",
+            expected=f"at least two groups with {min_samples} latents labelled at confidence ≥ {min_confidence}",
+            got=", ".join(f"{name}: {k}" for name, k in zip(groups.names, counts.tolist(), strict=True))
+            + f"; {unsure:.0%} unsure",
+            fix="label more latents, lower min_confidence, or use fewer attributes=[…]",
+        )
+    enough = torch.cat((counts >= min_samples, counts.new_zeros(1, dtype=torch.bool)))  # the last slot serves −1
+    return torch.where(enough[ids], ids, -1)
 
 
 def _labels_by_attribute(groups: Groups, ids: Tensor) -> dict[str, Tensor]:

@@ -118,6 +118,8 @@ def rate_bars(
         ax.bar_label(bars, [f"{v:.3g}" if v == v else "–" for v in height.tolist()], fontsize=7)
     if log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("")
     ax.set_xticks(range(len(groups)), [n.replace("-", "\n", 1) for n in groups.names])
     ax.set_ylabel(ylabel)
     ax.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,6 +80,10 @@ def reject(
     if groups is not None and len(groups) != len(want):
         raise GroupError("the quota does not fit the groups", expected=f"[{len(groups)}]", got=f"[{len(want)}]")
     budget = 200 * sum(want) if max_syntheses is None else max_syntheses
+    if budget < 1 or batch_size < 1:
+        raise DataError(
+            "no images to make", expected="max_syntheses ≥ 1, batch_size ≥ 1", got=f"{budget}, {batch_size}"
+        )
     found = _Found(want)
     device = generator.w_avg.device
     with tqdm(total=sum(want), desc="accepting faces", unit="face", disable=not progress) as bar:
@@ -114,17 +119,19 @@ class _Found:
         return sum(w - k for w, k in zip(self.want, self.kept, strict=True))
 
     def next_aims(self, size: int) -> tuple[Tensor, Tensor]:
-        """Spread the next batch over the short groups by what each is expected to need still."""
-        need = []
-        for want, kept, made in zip(self.want, self.kept, self.made, strict=True):
-            rate = (kept + 1) / (made + 2)
-            need.append((want - kept) / rate)
-        size = min(size, max(1, int(sum(need)) + 1))
-        share = [min(n, size * n / sum(need)) for n in need]
-        counts = [max(1, round(s)) if n > 0 else 0 for s, n in zip(share, need, strict=True)]
-        ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        index = torch.cat([torch.arange(m, m + c) for m, c in zip(self.made, counts, strict=True)])
-        return ids, index
+        """Spread the next images over the short groups by what each is expected to need still."""
+        need = {}
+        for g, (want, kept, made) in enumerate(zip(self.want, self.kept, self.made, strict=True)):
+            if kept < want:
+                need[g] = (want - kept) * (made + 2) / (kept + 1)
+        size = min(size, math.ceil(sum(need.values())))
+        aims: list[int] = []
+        index: list[int] = []
+        for g, n in sorted(need.items(), key=lambda item: -item[1]):
+            count = min(size - len(aims), max(1, round(size * n / sum(need.values()))))
+            aims += [g] * count
+            index += range(self.made[g], self.made[g] + count)
+        return torch.tensor(aims), torch.tensor(index)
 
     def add(self, images: Tensor, w: Tensor, assigned: Tensor, aim: Tensor | None, index: Tensor) -> int:
         """Count a batch, keep what is wanted. Returns how many were kept."""
@@ -135,6 +142,8 @@ class _Found:
         for row, (group, aimed) in enumerate(zip(groups, aims, strict=True)):
             if self.aimed:
                 self.made[aimed] += 1
+            if not -1 <= group < len(self.want):
+                raise GroupError("assign gave an unknown group", expected=f"-1 … {len(self.want) - 1}", got=group)
             if group == aimed and group >= 0 and self.kept[group] < self.want[group]:
                 self.kept[group] += 1
                 keep.append(row)

@@ -25,7 +25,7 @@ Method = Literal["lda", "normals", "pca", "identity"]
 Residual = Literal["mean", "resample"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Subspace(Artifact):
     """A fitted linear subspace of a latent space of D dimensions, with m coordinates.
 
@@ -98,9 +98,12 @@ def fit_subspace(
     x, shape = _flatten_latents(w)
     if labels is None and method in ("lda", "normals"):
         raise DataError(f"method {method!r} needs labels", expected="ids [n], probabilities [n, k] or a mapping")
-    named = _as_probabilities(labels, len(x), x)
+    if len(x) == 0:
+        raise DataError("no latents", expected="n ≥ 2", got=0)
+    named = _as_probabilities(labels, len(x), x, groups)
     joint = _product(named, x)
     mean, within, total = _covariances(x, joint, shrinkage)
+    factor = _cholesky(within if method != "pca" else total)
     if method == "lda":
         components = _discriminants(x, joint, mean, within, dim)
         names: tuple[str, ...] = tuple(f"LD{i + 1}" for i in range(components.shape[1]))
@@ -114,13 +117,6 @@ def fit_subspace(
     lifting = within @ components
     lifting = torch.linalg.solve(components.T @ lifting, lifting, left=False)
     directions = torch.linalg.pinv(components).T if method == "normals" else lifting
-    factor, info = torch.linalg.cholesky_ex(within)
-    if has_values(info) and bool(info > 0):
-        raise DataError(
-            "the within-group covariance is singular",
-            expected="latents that vary in every direction",
-            fix="use shrinkage='oas' or a value above 0",
-        )
     return Subspace(
         mean=mean,
         components=components,
@@ -130,7 +126,7 @@ def fit_subspace(
         method=method,
         names=names,
         shape=shape,
-    ).to(dtype=w.dtype)
+    ).to(dtype=torch.promote_types(w.dtype, torch.float32))
 
 
 def project(subspace: Subspace, w: Tensor) -> Tensor:
@@ -164,7 +160,7 @@ def lift(
     """
     if coordinates.shape[-1:] != (subspace.dim,):
         raise ShapeError("wrong coordinates", expected=f"[..., {subspace.dim}]", got=list(coordinates.shape))
-    lead = coordinates.shape[:-1]
+    lead, coordinates = coordinates.shape[:-1], coordinates.to(subspace.mean.dtype)
     if isinstance(residual, Tensor):
         given = _flatten_like(subspace, residual)
         change = coordinates - (given - subspace.mean) @ subspace.components
@@ -201,13 +197,15 @@ def _flatten_like(subspace: Subspace, w: Tensor) -> Tensor:
     if w.shape[-len(subspace.shape) :] != subspace.shape:
         raise ShapeError(
             "these latents do not belong to this subspace",
-            expected=["...", *subspace.shape],
+            expected=f"[..., {', '.join(map(str, subspace.shape))}]",
             got=list(w.shape),
         )
-    return w.flatten(-len(subspace.shape))
+    return w.flatten(-len(subspace.shape)).to(subspace.mean.dtype)
 
 
-def _as_probabilities(labels: Tensor | Mapping[str, Tensor] | None, n: int, like: Tensor) -> dict[str, Tensor]:
+def _as_probabilities(
+    labels: Tensor | Mapping[str, Tensor] | None, n: int, like: Tensor, groups: Groups | None
+) -> dict[str, Tensor]:
     """{attribute: weights [n, k]}, a row of zeros for unsure samples."""
     if labels is None:
         return {"all": torch.ones(n, 1, dtype=like.dtype, device=like.device)}
@@ -221,11 +219,24 @@ def _as_probabilities(labels: Tensor | Mapping[str, Tensor] | None, n: int, like
                 got=f"{list(label.shape)} {label.dtype}",
             )
         if label.is_floating_point():
+            if has_values(label) and bool((label < 0).any()):
+                raise DataError(f"negative probabilities in labels {name!r}", fix="logits: use logits.softmax(-1)")
             result[name] = label.to(like.dtype)
             continue
-        values = torch.arange(int(label.max()) + 1, device=label.device)
+        values = torch.arange(_count(label, name, groups, isinstance(labels, Mapping)), device=label.device)
         result[name] = (label.unsqueeze(1) == values).to(like.dtype)
     return result
+
+
+def _count(label: Tensor, name: str, groups: Groups | None, mapping: bool) -> int:
+    """How many values hard labels take: known from the groups, else one look at the largest."""
+    if groups is not None:
+        return len(groups.attributes[name]) if mapping else len(groups)
+    if not has_values(label):
+        raise DataError("the number of label values is unknown", fix="pass groups=")
+    if int(label.min()) < -1:
+        raise DataError("labels out of range", expected="-1 (unsure), 0, 1, …", got=int(label.min()))
+    return int(label.max()) + 1
 
 
 def _product(named: Mapping[str, Tensor], like: Tensor) -> Tensor:
@@ -237,21 +248,32 @@ def _product(named: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 def _covariances(x: Tensor, joint: Tensor, shrinkage: float | str) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, pooled within-group covariance and total covariance, both shrunk alike."""
+    if isinstance(shrinkage, str) and shrinkage != "oas":
+        raise DataError("unknown shrinkage", expected='a number in [0, 1], or "oas"', got=repr(shrinkage))
     one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
     used = joint.sum(1)
     whole = fit_gaussians(x, one, used, covariance="oas" if shrinkage == "oas" else "full")
     mean, total = whole.means[0], whole.covariances[0]
     moments = GroupMoments.empty(joint.shape[1], mean).update(x, joint)
-    within = (
-        moments.moved_to_means(moments.first / moments.weight.clamp_min(1e-300).unsqueeze(1)).second.sum(0)
-        / moments.weight.sum()
-    )
+    means = mean + moments.first / moments.weight.clamp_min(1e-300).unsqueeze(1)
+    within = moments.moved(means).second.sum(0) / moments.weight.sum()
     if shrinkage == "oas":
         return mean, shrink(within, whole.shrinkage[0, 0]), total
     if not 0 <= float(shrinkage) <= 1:
         raise DataError("shrinkage out of range", expected='a number in [0, 1], or "oas"', got=shrinkage)
     intensity = torch.tensor(float(shrinkage), dtype=x.dtype, device=x.device)
     return mean, shrink(within, intensity), shrink(total, intensity)
+
+
+def _cholesky(covariance: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if has_values(info) and bool(info > 0):
+        raise DataError(
+            "the covariance of the latents is singular",
+            expected="latents that vary in every direction",
+            fix="use shrinkage='oas' or a value above 0",
+        )
+    return factor
 
 
 def _discriminants(x: Tensor, joint: Tensor, mean: Tensor, within: Tensor, dim: int | None) -> Tensor:
@@ -295,10 +317,23 @@ def _normals(
         values = groups.attributes.get(attribute) if groups is not None else None
         for k in range(p.shape[1]) if p.shape[1] > 2 else (0,):
             weight = p.sum(1)
+            _check_two_sided(p[:, k], weight, f"{attribute}={values[k] if values else k}")
             columns.append(_logistic(x, p[:, k] / weight.clamp_min(1e-12), weight, mean, within, iterations))
             names.append(f"{attribute}={values[k] if values else k}")
     normals = torch.stack(columns, dim=1)
+    if normals.shape[1] > normals.shape[0]:
+        raise DataError("more normals than latent dimensions", expected=f"≤ {normals.shape[0]}", got=normals.shape[1])
     return normals / normals.norm(dim=0), tuple(names)
+
+
+def _check_two_sided(target: Tensor, weight: Tensor, name: str) -> None:
+    if has_values(target) and not 0 < float(target.sum()) < float(weight.sum()):
+        raise DataError(
+            f"no direction can be fitted to {name}",
+            expected="samples with and without it",
+            got="none without" if float(target.sum()) > 0 else "none with",
+            fix="label more latents, lower the confidence gate, or leave that attribute out",
+        )
 
 
 def _logistic(

@@ -31,7 +31,7 @@ def test_the_demo_writes_everything_it_promises(tmp_path, monkeypatch, capsys) -
     sizes = ["--latents", "3000", "--faces", "3", "--natural", "200", "--aimed", "10"]
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(out), *sizes])
     _load("demo").main()
-    for name in ("report.md", "balanced.png", "natural.png", "shares.png", "costs.png", "latents.safetensors"):
+    for name in ("report.md", "balanced.png", "natural.png", "shares.png", "costs.png", "faces/latents.safetensors"):
         assert (out / name).stat().st_size > 0
     faces = sorted(p.relative_to(out / "faces").parent.name for p in (out / "faces").rglob("*.png"))
     assert len(faces) == 18

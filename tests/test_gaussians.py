@@ -250,6 +250,78 @@ def test_absent_groups_cannot_be_sampled_in_silence() -> None:
         sample_gaussians(model, torch.tensor([0, 3]))
 
 
+# --- numbers that used to come out wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_distant_groups_keep_their_covariance_in_float32(soft: bool) -> None:
+    """Products about one common shift would lose everything but the distance between the groups."""
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.arange(4000) % 2
+    x = torch.randn(4000, 5, generator=rng) + 1000.0 * (2 * ids - 1).unsqueeze(1)
+    model = fit_gaussians(x, torch.nn.functional.one_hot(ids).float() if soft else ids, covariance="ledoit_wolf")
+    for g in range(2):
+        oracle = LedoitWolf().fit(x[ids == g].double().numpy())
+        np.testing.assert_allclose(model.covariances[g], oracle.covariance_, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_latents_are_summed_in_float32(dtype: torch.dtype) -> None:
+    x = (torch.randn(8192, 8, generator=torch.Generator().manual_seed(0)) * 10).to(dtype)
+    ids = torch.arange(8192) % 2
+    model = fit_gaussians(x, ids)
+    assert model.factors.dtype == torch.float32
+    np.testing.assert_allclose(
+        model.covariances[1], np.cov(x[1::2].double().numpy().T, bias=True), rtol=1e-3, atol=0.05
+    )
+    assert log_prob(model, x[:3]).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_singular_covariances_do_not_pass_by_rounding_luck(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        y = torch.randn(300, 5, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        y[:, 4] = y[:, 0] + y[:, 1]
+        with pytest.raises(DataError, match="singular"):
+            fit_gaussians(y, torch.zeros(300, dtype=torch.int64))
+
+
+def test_unsure_is_no_group_to_sample() -> None:
+    x, ids = _data()
+    model = fit_gaussians(x, ids)
+    for bad in (-1, G):
+        with pytest.raises(GroupError):
+            sample_gaussians(model, torch.tensor([0, bad]))
+
+
+def test_negative_probabilities_are_logits() -> None:
+    x, _ = _data()
+    with pytest.raises(DataError, match="softmax"):
+        fit_gaussians(x, torch.randn(N, G, dtype=torch.float64))
+
+
+def test_latents_with_gradients_are_only_read() -> None:
+    x, ids = _data()
+    before = x.clone()
+    assert not fit_gaussians(x.requires_grad_(), ids).factors.requires_grad
+    assert torch.equal(x, before)
+
+
+def test_compose_takes_names_and_refuses_others() -> None:
+    x, ids, _ = _additive([500, 500, 500, 500])
+    model = fit_gaussians(x, ids, names=GROUPS)
+    assert compose(model, ids=["y-v"]).composed == (3,)
+    for bad in ([-1], [4], ["z"]):
+        with pytest.raises(GroupError):
+            compose(model, ids=bad)
+
+
+def test_a_collapsing_component_is_named_by_its_group() -> None:
+    x, ids, _ = _additive([30, 30, 30, 30])
+    with pytest.raises(DataError, match=r"x-u|x-v|y-u|y-v"):
+        fit_gaussians(x, ids, names=GROUPS, components=4)
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 

@@ -90,7 +90,19 @@ def test_a_value_of_two_attributes_must_be_qualified() -> None:
     assert groups.parse("race=other,hair=other") == (3,)
 
 
-@pytest.mark.parametrize("attributes", [{}, {"a": []}, {"a": "female"}, {"a": ["x", "X"]}])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"a": []},
+        {"a": "female"},
+        {"a": ["x", "X"]},
+        {"a": ["all"]},
+        {"a": [0, 1]},
+        {"a": ["x=y"]},
+        {"a": ["x", "x-y"], "b": ["y-z", "z"]},  # two groups called x-y-z
+    ],
+)
 def test_bad_attributes(attributes: dict) -> None:
     with pytest.raises(GroupError):
         Groups(attributes)
@@ -101,6 +113,32 @@ def test_groups_are_equal_and_hashable() -> None:
     assert same == GROUPS
     assert hash(same) == hash(GROUPS)
     assert Groups({"a": ["x"]}) != GROUPS
+    a, b = {"g": ["f", "m"], "t": ["l", "d"]}, {"t": ["l", "d"], "g": ["f", "m"]}
+    assert Groups(a) != Groups(b), "ids depend on the order of the attributes"
+
+
+def test_canonical_names_are_ids_even_where_values_are_ambiguous() -> None:
+    for groups in (
+        Groups({"race": ["white", "black", "other"], "gender": ["female", "male", "other"]}),
+        Groups({"race": ["white", "white-hispanic"], "ethnicity": ["hispanic", "other"]}),
+    ):
+        assert [groups.id(name) for name in groups] == list(range(len(groups)))
+
+
+def test_ids_may_be_numpy_or_torch_numbers() -> None:
+    import numpy as np
+
+    assert GROUPS.parse(np.int64(3)) == GROUPS.parse(torch.tensor(3)) == (3,)
+    assert GROUPS.parse(torch.tensor([3, 1])) == (3, 1)
+
+
+def test_counting_refuses_what_is_no_group() -> None:
+    assert int(GROUPS.count(torch.tensor([3], dtype=torch.int32))[3]) == 1
+    for bad in (-2, 12):
+        with pytest.raises(GroupError, match="out of range"):
+            GROUPS.count(torch.tensor([bad]))
+    with pytest.raises(GroupError, match="no such group"):
+        GROUPS.value_indices(99)
 
 
 # --- quotas -------------------------------------------------------------------------------------------------------

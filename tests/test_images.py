@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 import fairface_synth as ffs
-from fairface_synth import ShapeError
+from fairface_synth import DataError, ShapeError
 from fairface_synth.images import ITA_BANDS
 
 
@@ -76,3 +76,13 @@ def test_saved_images_read_back(tmp_path) -> None:
     assert torch.equal(back, ffs.to_uint8(images[1]))
     with pytest.raises(ShapeError, match="one name per image"):
         ffs.save_images(images, tmp_path, ["only one"])
+    with pytest.raises(DataError, match="names repeat"):
+        ffs.save_images(images, tmp_path, ["a", "a"])
+    with pytest.raises(DataError, match="out of the folder"):
+        ffs.save_images(images, tmp_path, ["../a", "b"])
+    with pytest.raises(DataError, match="not in"):
+        ffs.save_images(127 * (images + 1), tmp_path, ["a", "b"])
+    with pytest.raises(ShapeError, match="floats"):
+        ffs.save_images(ffs.to_uint8(images), tmp_path, ["a", "b"])
+    with pytest.raises(ShapeError, match="integers already"):
+        ffs.to_uint8(ffs.to_uint8(images))

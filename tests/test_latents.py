@@ -109,6 +109,42 @@ def test_truncation_interpolates_towards_the_mean(rng) -> None:
     assert torch.equal(cut[:, 2:], w[:, 2:])
 
 
+def test_truncation_of_single_latents_knows_no_layers() -> None:
+    with pytest.raises(ShapeError, match="cutoff"):
+        truncate(torch.zeros(5, 8), torch.zeros(8), 0.5, 2)
+    with pytest.raises(ShapeError, match="cutoff"):
+        truncate(torch.zeros(5, 3, 8), torch.zeros(8), 0.5, 4)
+    with pytest.raises(DataError, match="must be a number"):
+        truncate(torch.zeros(5, 8), torch.zeros(8), "0.7")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("seed", "stream"), [(-1, 0), (2**64, 0), (0, -1), (0, 2**32)])
+def test_seeds_that_would_alias_are_refused(seed: int, stream: int) -> None:
+    with pytest.raises(DataError, match="out of range"):
+        normals(seed, torch.arange(2), 3, stream=stream)
+
+
+def test_conditional_generators_take_their_condition() -> None:
+    class Conditional:
+        z_dim = w_dim = 4
+        num_ws, c_dim, resolution = 1, 2, 8
+        w_avg = torch.zeros(4)
+
+        def map(self, z: torch.Tensor, c: torch.Tensor, truncation_psi: float = 1.0) -> torch.Tensor:
+            return (z + 10 * c[:, 1:])[:, None]
+
+        def synthesize(self, w: torch.Tensor) -> torch.Tensor:
+            return w[:, 0, :1, None, None].expand(-1, 3, 8, 8).tanh()
+
+    labeller = ffs.wrap_labeller(lambda x: {"a": torch.ones(len(x), 2) / 2}, {"a": ("x", "y")})
+    with pytest.raises(ShapeError, match="conditional"):
+        label_latents(Conditional(), labeller, 5, progress=False)
+    one = label_latents(Conditional(), labeller, 5, c=torch.eye(2)[1:], batch_size=2, progress=False)
+    each = label_latents(Conditional(), labeller, 5, c=torch.eye(2)[[1, 1, 1, 1, 1]], batch_size=2, progress=False)
+    assert torch.equal(one.latents, each.latents)
+    assert float(one.latents.mean()) > 5
+
+
 # --- the bank -----------------------------------------------------------------------------------------------------
 
 

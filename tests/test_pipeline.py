@@ -98,7 +98,7 @@ def test_groups_never_seen_are_composed_and_flagged(pipeline) -> None:
     without = pipeline.bank[ids != pipeline.groups.id("light-female")]
     other = ffs.Pipeline.fit(pipeline.generator, pipeline.labeller, attributes=["skin_tone", "gender"], bank=without)
     assert other.gaussians.composed == (pipeline.groups.id("light-female"),)
-    assert "never seen: light-female" in str(other.report())
+    assert "composed from the other groups: light-female" in str(other.report())
     assert other.sample("light-female", n=3, progress=False).images.isfinite().all()
 
 
@@ -111,13 +111,77 @@ def test_the_report_counts_everybody(pipeline) -> None:
 
 
 def test_a_gate_that_nothing_passes_is_an_error(pipeline) -> None:
-    with pytest.raises(DataError, match="unsure about every latent"):
-        ffs.Pipeline.fit(pipeline.generator, pipeline.labeller, bank=pipeline.bank, min_confidence=1.1)
+    with pytest.raises(DataError, match="100% unsure"):
+        ffs.Pipeline.fit(pipeline.generator, pipeline.labeller, bank=pipeline.bank, min_confidence=1.0)
+    with pytest.raises(DataError, match="is a probability"):
+        ffs.Pipeline.fit(pipeline.generator, pipeline.labeller, bank=pipeline.bank, min_confidence=60)
 
 
 def test_unknown_groups_say_what_is_near(pipeline) -> None:
     with pytest.raises(GroupError, match="did you mean 'light'"):
         pipeline.sample("lihgt", n=2)
+
+
+def test_all_attributes_work_although_some_groups_have_a_sample_or_two(pipeline) -> None:
+    other = ffs.Pipeline.fit(pipeline.generator, pipeline.labeller, bank=pipeline.bank)
+    counts = other.groups.count(other.bank.group_ids(other.groups, 0.6))
+    assert bool(((counts > 0) & (counts < 10)).any()), "the case is there"
+    assert set(other.gaussians.composed) == set(torch.nonzero(counts < 10).flatten().tolist())
+    assert other.sample("balanced", n=18, progress=False).images.isfinite().all()
+
+
+def test_columns_in_another_order_are_refused(pipeline) -> None:
+    """Probabilities have no names: a labeller or groups with swapped values would silently swap the groups."""
+    swapped = ffs.wrap_labeller(
+        lambda x: {a: p.flip(1) for a, p in pipeline.labeller(x).items()},
+        {a: v[::-1] for a, v in pipeline.labeller.attributes.items()},
+    )
+    with pytest.raises(GroupError, match="not the labeller's"):
+        ffs.Pipeline.fit(pipeline.generator, swapped, bank=pipeline.bank)
+    with pytest.raises(GroupError, match="not the labeller's"):
+        pipeline.bank.group_ids(Groups({"gender": ["male", "female"]}))
+
+
+def test_samples_save_everything_it_takes_to_make_them_again(pipeline, tmp_path) -> None:
+    from safetensors import safe_open
+
+    sample = pipeline.sample("dark", n=5, seed=6, progress=False)
+    folder = sample.save(tmp_path / "set")
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+    assert files == [f"dark-female/{i:06d}.png" for i in range(3)] + [f"dark-male/{i:06d}.png" for i in range(2)]
+    with safe_open(folder / "latents.safetensors", "pt") as f:
+        header, ids, index = f.metadata(), f.get_tensor("group_ids"), f.get_tensor("index")
+        latents = f.get_tensor("latents")
+    again = pipeline.latents(ids, index, int(header["seed"]), float(header["truncation_psi"]))
+    torch.testing.assert_close(again, latents)
+
+
+def test_functions_are_not_mistaken_for_models(world) -> None:
+    with pytest.raises(DataError, match="wrap_labeller"):
+        ffs.label_latents(world.generator, lambda images: {}, 4)
+    with pytest.raises(DataError, match="wrap_generator"):
+        ffs.Pipeline.fit(lambda z: z, world.labeller, n=10)
+    tensor = ffs.wrap_labeller(lambda images: torch.zeros(4, 2), {"gender": ("female", "male")})
+    with pytest.raises(DataError, match="must give a dictionary"):
+        ffs.label_latents(world.generator, tensor, 4, progress=False)
+
+
+def test_images_in_0_to_255_are_noticed(world) -> None:
+    loud = ffs.wrap_generator(synthesize=lambda w: 100 + w[:, 0, :3, None, None].expand(-1, 3, 8, 8), z_dim=3)
+    with pytest.raises(DataError, match=r"not in \[-1, 1\]"):
+        ffs.label_latents(loud, world.labeller, 4, progress=False)
+
+
+@pytest.mark.parametrize("bad", [{"n": 0}, {"n": 2.5}, {"batch_size": 0}, {"truncation_psi": "0.7"}, {"seed": -1}])
+def test_arguments_out_of_range(pipeline, bad: dict) -> None:
+    with pytest.raises(DataError):
+        pipeline.sample("dark", progress=False, **bad)
+
+
+def test_ids_without_a_group_are_refused(pipeline) -> None:
+    for ids in (torch.tensor([-1]), torch.tensor([6])):
+        with pytest.raises(GroupError):
+            pipeline.latents(ids, torch.tensor([0]))
 
 
 # --- accept / reject ----------------------------------------------------------------------------------------------
@@ -165,6 +229,25 @@ def test_aimed_proposals_count_their_own_group() -> None:
     assert bool((found.synthesized >= 2 * found.accepted - 1).all())
 
 
+def test_reject_never_exceeds_its_budget() -> None:
+    """Six short groups, but two images to make."""
+    found = ffs.reject(
+        _coin(),
+        lambda x: torch.full((len(x),), -1),
+        torch.ones(6, dtype=torch.int64),
+        propose=lambda ids, index: torch.zeros(len(ids), 2),
+        max_syntheses=2,
+        progress=False,
+    )
+    assert int(found.synthesized.sum()) == 2
+    assert len(found.images) == 0
+    assert len(found.short) == 6
+    with pytest.raises(GroupError, match="unknown group"):
+        ffs.reject(_coin(), lambda x: torch.full((len(x),), 9), torch.tensor([1, 1]), progress=False)
+    with pytest.raises(DataError, match="no images to make"):
+        ffs.reject(_coin(), _by_sign, torch.tensor([1]), max_syntheses=0)
+
+
 def test_reject_stops_at_its_budget() -> None:
     found = ffs.reject(
         _coin(), lambda x: torch.zeros(len(x)).long(), torch.tensor([2, 2]), max_syntheses=30, progress=False
@@ -195,9 +278,20 @@ def test_wrapped_generators_estimate_their_mean_and_truncate() -> None:
     torch.testing.assert_close(w, (generator.w_avg + 0.5 * (z + 3 - generator.w_avg))[:, None].expand(-1, 3, -1))
 
 
+def test_what_is_not_given_is_found_out() -> None:
+    generator = ffs.wrap_generator(
+        map=lambda z: z[:, None, :2].expand(-1, 5, -1), synthesize=lambda w: torch.zeros(len(w), 3, 16, 16), z_dim=4
+    )
+    assert (generator.w_dim, generator.num_ws, generator.resolution) == (2, 5, 16)
+    plain = ffs.wrap_generator(map=None, synthesize=lambda w: torch.zeros(len(w), 3, 8, 8), z_dim=4)
+    assert (plain.w_dim, plain.num_ws, plain.resolution) == (4, 1, 8)
+
+
 def test_wrapped_callables_of_the_wrong_shape_are_named() -> None:
     with pytest.raises(ShapeError, match="wrapped map"):
-        ffs.wrap_generator(map=lambda z: z[:, :2], synthesize=lambda w: w, z_dim=4, resolution=8).map(torch.zeros(2, 4))
+        ffs.wrap_generator(map=lambda z: z[0], synthesize=lambda w: w, z_dim=4)
+    with pytest.raises(ShapeError, match=r"z \[n, 2\]"):
+        _coin().map(torch.zeros(2, 3))
     with pytest.raises(ShapeError, match="not a batch of images"):
         ffs.wrap_generator(synthesize=lambda w: w, z_dim=4, resolution=8).synthesize(torch.zeros(2, 1, 4))
     with pytest.raises(ShapeError, match="unconditional"):

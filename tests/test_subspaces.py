@@ -145,6 +145,22 @@ def test_float32_stays_float32_and_round_trips(tmp_path) -> None:
     assert torch.equal(again.components, subspace.components)
 
 
+def test_a_direction_needs_samples_on_both_sides() -> None:
+    x, ids = _data()
+    for labels in (ids * 0, 2 * (ids // 2)):  # one class; a value (1) that nobody has
+        with pytest.raises(DataError, match="no direction can be fitted"):
+            fit_subspace(x, labels, "normals")
+
+
+def test_mixed_precision_latents_are_brought_to_the_subspace() -> None:
+    x, ids = _data()
+    subspace = fit_subspace(x.float(), ids)
+    c = project(subspace, x)
+    assert c.dtype == torch.float32
+    assert lift(subspace, c.double(), x).dtype == torch.float32
+    assert fit_subspace(x.bfloat16(), ids).components.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -154,6 +170,10 @@ def test_float32_stays_float32_and_round_trips(tmp_path) -> None:
         (lambda x, i: fit_subspace(x, i * 0, "lda"), DataError, "two groups"),
         (lambda x, i: fit_subspace(x, i, "lda", dim=9), DataError, "dim out of range"),
         (lambda x, i: fit_subspace(x, i, "lda", shrinkage=2.0), DataError, "shrinkage"),
+        (lambda x, i: fit_subspace(x, i, "lda", shrinkage="ledoit_wolf"), DataError, "shrinkage"),
+        (lambda x, i: fit_subspace(torch.cat((x, x), 1), i, "lda", shrinkage=0.0), DataError, "singular"),
+        (lambda x, i: fit_subspace(x[:0], i[:0]), DataError, "no latents"),
+        (lambda x, i: fit_subspace(x, torch.randn(len(x), 2).double()), DataError, "negative"),
         (lambda x, i: fit_subspace(x.where(x < 9, float("nan")), i), DataError, "NaN"),
         (lambda x, i: fit_subspace(x[0], i), ShapeError, "not a batch"),
         (lambda x, i: project(fit_subspace(x, i), x[:, :3]), ShapeError, "do not belong"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -30,7 +31,8 @@ from .conversion import (
     is_rosinality_discriminator,
     is_rosinality_generator,
 )
-from .safe_pickle import Captured, Network, Resolver, Storage, is_legacy, read_legacy, read_pickle, read_zip
+from .layers import brief
+from .safe_pickle import Budget, Captured, Network, Resolver, Storage, is_legacy, read_legacy, read_pickle, read_zip
 
 Source = str | os.PathLike[str] | bytes | IO[bytes]
 
@@ -131,10 +133,10 @@ def read_state_dict(source: Source) -> dict[str, Tensor]:
         data = _fetch(source, None, None)
         if _is_safetensors(data):
             return safetensors.torch.load(data)
-        value = _unpickle(data)
+        value, budget = _unpickle(data)
         if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
             value = value["state_dict"]
-        tensors = _tensors(value) if isinstance(value, dict) else {}
+        tensors = _tensors(value, budget) if isinstance(value, dict) else {}
         if not tensors or len(tensors) != len(value):
             raise CheckpointError(
                 "this file is not a dictionary of tensors",
@@ -191,7 +193,12 @@ def _fetch(source: Source, sha256: str | None, cache_dir: str | os.PathLike[str]
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
     elif isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
-        data = _download(source, sha256, cache_dir).read_bytes()
+        path = _download(source, sha256, cache_dir)
+        data = path.read_bytes()
+        if sha256 is not None and not _has_sha256(data, sha256):
+            # A damaged file in the cache would stay there for ever.
+            path.unlink(missing_ok=True)
+            data = _download(source, sha256, cache_dir).read_bytes()
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.is_file():
@@ -205,13 +212,18 @@ def _fetch(source: Source, sha256: str | None, cache_dir: str | os.PathLike[str]
         raise CheckpointError(
             "this source is not known", expected="path, URL, bytes or binary file", got=type(source).__name__
         )
-    if sha256 is not None:
-        digest = hashlib.sha256(data).hexdigest()
-        if not digest.startswith(sha256.lower()):
-            raise CheckpointError(
-                f"{_name(source)} has another SHA-256", expected=sha256, got=digest, fix="fetch the file again"
-            )
+    if sha256 is not None and not _has_sha256(data, sha256):
+        raise CheckpointError(
+            f"{_name(source)} has another SHA-256",
+            expected=sha256,
+            got=hashlib.sha256(data).hexdigest(),
+            fix="fetch the file again",
+        )
     return data
+
+
+def _has_sha256(data: bytes, sha256: str) -> bool:
+    return hashlib.sha256(data).hexdigest().startswith(sha256.lower())
 
 
 def _download(url: str, sha256: str | None, cache_dir: str | os.PathLike[str] | None) -> Path:
@@ -231,7 +243,7 @@ def _download(url: str, sha256: str | None, cache_dir: str | os.PathLike[str] | 
         raise CheckpointError(
             f"{url[:300]} could not be fetched",
             got=f"{type(error).__name__}: {error}"[:300],
-            fix="check the connection and the hash, or fetch the file by hand and pass its path",
+            fix="check the connection and the SHA-256, or fetch the file by hand and pass its path",
         ) from error
     return path
 
@@ -251,29 +263,27 @@ def _is_safetensors(data: bytes) -> bool:
     return len(data) > 9 and data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
-def _unpickle(data: bytes) -> Any:
-    """The raw value of any pickled format: plain containers, `Captured` pieces for the rest."""
+def _unpickle(data: bytes) -> tuple[Any, Budget]:
+    """The raw value of any pickled format (plain containers, `Captured` pieces for the rest), and what may be spent."""
     if not data:
         raise CheckpointError("the file is empty", expected=_SUPPORTED)
-    if data[:4] == b"PK\x03\x04":
-        return read_zip(data)
-    if is_legacy(data):
-        return read_legacy(data)
-    return read_pickle(data)
+    budget = Budget(len(data))
+    read = read_zip if data[:4] == b"PK\x03\x04" else read_legacy if is_legacy(data) else read_pickle
+    return read(data, budget), budget
 
 
 def _parts(data: bytes, registry: Mapping[str, str], which: str) -> Parts:
     if _is_safetensors(data):
         return _own_parts(data, registry)
-    value = _unpickle(data)
+    value, budget = _unpickle(data)
     generator = registry is _GENERATORS
     if isinstance(value, Captured) and value.name == "persistent":
-        return (convert_generator if generator else convert_discriminator)(_network(value))
+        return (convert_generator if generator else convert_discriminator)(_network(value, budget))
     if isinstance(value, dict):
         chosen = value.get(which)
         if isinstance(chosen, Captured) and chosen.name == "persistent":
-            return (convert_generator if generator else convert_discriminator)(_network(chosen))
-        found = _rosinality(value, generator, which)
+            return (convert_generator if generator else convert_discriminator)(_network(chosen, budget))
+        found = _rosinality(value, generator, which, budget)
         if found is not None:
             return found
     raise CheckpointError(
@@ -284,31 +294,32 @@ def _parts(data: bytes, registry: Mapping[str, str], which: str) -> Parts:
     )
 
 
-def _network(value: Captured) -> Network:
-    network = Resolver()(value)
+def _network(value: Captured, budget: Budget) -> Network:
+    network = Resolver(budget)(value)
     assert isinstance(network, Network)
     return network
 
 
-def _rosinality(value: dict[Any, Any], generator: bool, which: str) -> Parts | None:
+def _rosinality(value: dict[Any, Any], generator: bool, which: str, budget: Budget) -> Parts | None:
     name = {"G_ema": "g_ema", "G": "g", "D": "d"}.get(which, which)
     inner = value.get(name, value)
     if not isinstance(inner, dict):
         return None
     known = is_rosinality_generator if generator else is_rosinality_discriminator
-    inner = {str(k).removeprefix("module."): v for k, v in dict.items(inner)}
+    inner = {k.removeprefix("module."): v for k, v in dict.items(inner) if isinstance(k, str)}
     if not known(inner):
         return None
-    tensors = _tensors(inner)
+    tensors = _tensors(inner, budget)
+    _check_sharing(tensors)
     if not generator:
         return convert_rosinality_discriminator(tensors)
     average = value.get("latent_avg")
-    mean = Resolver()(average) if average is not None else None
+    mean = Resolver(budget)(average) if average is not None else None
     return convert_rosinality_generator(tensors, mean if isinstance(mean, Tensor) else None)
 
 
-def _tensors(value: dict[Any, Any]) -> dict[str, Tensor]:
-    resolve = Resolver()
+def _tensors(value: dict[Any, Any], budget: Budget) -> dict[str, Tensor]:
+    resolve = Resolver(budget)
     resolved = {k: resolve(v) for k, v in dict.items(value) if isinstance(k, str)}
     return {k: v for k, v in resolved.items() if isinstance(v, Tensor)}
 
@@ -320,14 +331,14 @@ def _own_parts(data: bytes, registry: Mapping[str, str]) -> Parts:
         raise CheckpointError(
             "this safetensors file is not one of ours",
             expected=f"metadata with format {_FORMAT!r}",
-            got=str(metadata)[:200],
+            got=brief(metadata),
             fix="safetensors hold no configuration; load the original checkpoint and save_generator it",
         )
     if metadata.get("version") != str(_VERSION):
         raise CheckpointError(
             "this file was written by another version",
             expected=_VERSION,
-            got=str(metadata.get("version"))[:20],
+            got=brief(metadata.get("version")),
             fix="upgrade fairface_synth",
         )
     kind = str(metadata.get("kind"))
@@ -342,7 +353,7 @@ def _own_parts(data: bytes, registry: Mapping[str, str]) -> Parts:
 def _describe(value: Any) -> str:
     """What a file holds, briefly, without printing its contents."""
     if isinstance(value, dict):
-        entries = [f"{str(k)[:40]} ({_kind(v)})" for k, v in list(dict.items(value))[:12]]
+        entries = [f"{_text(k)} ({_kind(v)})" for k, v in itertools.islice(dict.items(value), 12)]
         more = ", …" if len(value) > 12 else ""
         return f"a dictionary with {', '.join(entries) or 'no entries'}{more}"
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -350,10 +361,14 @@ def _describe(value: Any) -> str:
     return _kind(value)
 
 
+def _text(value: Any) -> str:
+    return value[:40] if isinstance(value, str) else brief(value)[:40]
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, Captured):
         if value.name == "persistent" and value.arguments and isinstance(value.arguments[0], dict):
-            return f"network {str(value.arguments[0].get('class_name'))[:40]}"
+            return f"network {_text(value.arguments[0].get('class_name'))}"
         return value.name
     return "tensor" if isinstance(value, Storage) else type(value).__name__
 
@@ -376,6 +391,7 @@ def _build(parts: Parts, registry: Mapping[str, str], device: torch.device | str
     if estimate:
         tensors["mapping.w_avg"] = torch.zeros(model.state_dict()["mapping.w_avg"].shape)
     _check_tensors(model.state_dict(), tensors)
+    _check_sharing(tensors)
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     model.load_state_dict(tensors, assign=True)
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
@@ -409,14 +425,28 @@ def _check_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
             )
 
 
+def _check_sharing(tensors: Mapping[str, Tensor]) -> None:
+    """Many views of one storage, converted or moved, would multiply a file in memory."""
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
+    if sum(4 * t.numel() for t in tensors.values()) > 4 * sum(held.values()) + (64 << 20):
+        raise CheckpointError(
+            "the tensors share their memory",
+            expected="at most four times the numbers that are stored",
+            got=f"{len(tensors)} tensors over {len(held)} storages",
+            fix="save the model's tensors one by one, as safetensors or with torch.save",
+        )
+
+
 def _estimate_w_avg(model: Any) -> None:
     """The mean of 4,096 mapped latents, for checkpoints that keep no running mean (as in `wrap_generator`)."""
-    index = torch.arange(4096, device=model.w_avg.device)
-    c = None
-    if model.c_dim:
-        c = torch.nn.functional.one_hot(index % model.c_dim, model.c_dim).float()
+    count, part = 4096, 64
+    total = torch.zeros(model.w_avg.shape, dtype=torch.float64, device=model.w_avg.device)
     with torch.no_grad():
-        model.w_avg.copy_(model.mapping(normals(0, index, model.z_dim), c).mean(0))
+        for start in range(0, count, part):
+            index = torch.arange(start, start + part, device=model.w_avg.device)
+            c = torch.nn.functional.one_hot(index % model.c_dim, model.c_dim).float() if model.c_dim else None
+            total += model.mapping(normals(0, index, model.z_dim), c).double().sum(0)
+        model.w_avg.copy_(total / count)
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------

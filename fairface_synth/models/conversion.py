@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from .base import GENERATOR_RULES
-from .layers import REQUIRED
+from .layers import REQUIRED, brief
 from .safe_pickle import Network
 from .stylegan2 import strip_runtime
 
@@ -27,21 +28,55 @@ class Parts:
     tensors: dict[str, Tensor]
 
 
-def collect_tensors(network: Network, prefix: str = "") -> dict[str, Tensor]:
-    """Parameters and buffers by dotted name. Frozen layers keep their weights among the buffers."""
+_MAX_DEPTH, _MAX_TENSORS, _MAX_NAME, _MAX_TAPS = 32, 20_000, 500, 64
+
+
+def collect_tensors(network: Network) -> dict[str, Tensor]:
+    """Parameters and buffers by dotted name. Frozen layers keep their weights among the buffers.
+
+    Raises:
+        CheckpointError: a part that is used twice (shared parts could multiply without end), or nested too deep.
+    """
     result: dict[str, Tensor] = {}
-    for group in ("_parameters", "_buffers"):
-        for name, value in _dictionary(network.state, group).items():
-            if isinstance(value, Tensor):
-                result[f"{prefix}{name}"] = value
-            elif value is not None:
-                raise CheckpointError(f"{prefix}{name} is not a tensor", got=type(value).__name__)
-    for name, child in _dictionary(network.state, "_modules").items():
-        if isinstance(child, Network):
-            result |= collect_tensors(child, f"{prefix}{name}.")
-        elif child is not None:
-            raise CheckpointError(f"{prefix}{name} is not a network", got=type(child).__name__)
+    _collect(network, "", result, set(), 0)
     return result
+
+
+def _collect(network: Network, prefix: str, result: dict[str, Tensor], seen: set[int], depth: int) -> None:
+    groups = [_dictionary(network.state, name) for name in ("_parameters", "_buffers", "_modules")]
+    parts = {id(part) for part in (network.state, *groups) if part}
+    if parts & seen or depth > _MAX_DEPTH:
+        raise CheckpointError(
+            f"{brief(prefix)} is a part of the network that is shared or nested too deep",
+            expected=f"a tree of modules, at most {_MAX_DEPTH} deep",
+            fix="the network is a variant with its own code, or the file is damaged",
+        )
+    seen |= parts
+    for group in groups[:2]:
+        for name, value in group.items():
+            full = _name(prefix, name)
+            if isinstance(value, Tensor):
+                result[full] = value
+            elif value is not None:
+                raise CheckpointError(f"{full} is not a tensor", got=type(value).__name__)
+    if len(result) > _MAX_TENSORS:
+        raise CheckpointError("the network has too many tensors", expected=f"at most {_MAX_TENSORS}", got=len(result))
+    for name, child in groups[2].items():
+        full = _name(prefix, name)
+        if isinstance(child, Network):
+            _collect(child, f"{full}.", result, seen, depth + 1)
+        elif child is not None:
+            raise CheckpointError(f"{full} is not a network", got=type(child).__name__)
+
+
+def _name(prefix: str, name: str) -> str:
+    if len(prefix) + len(name) > _MAX_NAME:
+        raise CheckpointError(
+            "a part of the network has an unusable name",
+            expected=f"at most {_MAX_NAME} characters",
+            got=brief(prefix + name),
+        )
+    return prefix + name
 
 
 def _dictionary(state: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -81,8 +116,17 @@ _DISCRIMINATOR_NAMES = [
 
 
 def _plain(value: Any) -> Any:
-    """numpy arrays inside arguments as lists."""
-    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, Tensor) else value
+    """numpy arrays inside arguments as lists; a filter is the largest."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim > 2 or any(n > _MAX_TAPS for n in value.shape):
+        raise CheckpointError(
+            "an array among the network's arguments is too large",
+            expected=f"at most {_MAX_TAPS}×{_MAX_TAPS} numbers",
+            got=brief(value.shape),
+            fix="the network is a variant with its own code, or the file is damaged",
+        )
+    return value.tolist()
 
 
 def _nested(given: dict[str, Any], name: str, where: str) -> dict[str, Any]:
@@ -91,12 +135,13 @@ def _nested(given: dict[str, Any], name: str, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: {name} is not a dictionary", got=type(value).__name__)
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {k: _plain(v) for k, v in _dictionary({name: value}, name).items()}
 
 
 def _summary(network: Network) -> str:
-    parts = ", ".join(_dictionary(network.state, "_modules")) or "no parts"
-    return f"class {network.class_name[:80]} with {parts[:200]}"
+    names = list(_dictionary(network.state, "_modules"))[:8]
+    parts = ", ".join(name[:40] for name in names) or "no parts"
+    return f"class {network.class_name[:80]} with {parts}"
 
 
 def _stored(layer: Network | None, name: str, default: Any) -> Any:
@@ -125,7 +170,7 @@ def convert_generator(network: Network) -> Parts:
     nested = "synthesis_kwargs" in given
     settings = _nested(given, "synthesis_kwargs", where)
     top = {k: given.pop(k) for k in list(given) if k in GENERATOR_RULES}
-    settings |= {str(k): _plain(v) for k, v in given.items()}
+    settings |= {k: _plain(v) for k, v in given.items()}
     if _child(synthesis, "input") is not None:
         settings.pop("num_fp16_res", None)
         return Parts("stylegan3", {**top, "mapping": mapping, "synthesis": settings}, collect_tensors(network))
@@ -160,7 +205,7 @@ def convert_discriminator(network: Network) -> Parts:
     config["mapping"].pop("w_avg_beta", None)
     given = strip_runtime({k: _plain(v) for k, v in given.items()}, where)
     if "channels" in given or given.keys() & config.keys():
-        raise CheckpointError(f"{where} was made with arguments that are not known", got=", ".join(given)[:300])
+        raise CheckpointError(f"{where} was made with arguments that are not known", got=brief(list(given)))
     if "conv_clamp" not in given:
         size = given.get("img_resolution", REQUIRED)
         given["conv_clamp"] = _stored(_child(network, f"b{size}", "conv0"), "conv_clamp", None)
@@ -197,12 +242,17 @@ class _Renamer:
         if name not in self.left:
             return torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64
         f = self.take(name, 2).float()
+        if not all(1 <= n <= _MAX_TAPS for n in f.shape):
+            raise CheckpointError(
+                f"{name[:80]} is no filter", expected=f"1 to {_MAX_TAPS} taps per axis", got=list(f.shape)
+            )
         return f / f.sum()
 
     def finish(self) -> None:
         if self.left:
             raise CheckpointError(
-                f"{self.what} holds tensors that are not known", got=", ".join(list(self.left)[:8])[:300]
+                f"{self.what} holds tensors that are not known",
+                got=", ".join(name[:40] for name in list(self.left)[:8]),
             )
 
 

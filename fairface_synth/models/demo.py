@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..errors import ShapeError
+from ..errors import CheckpointError, ShapeError
 from ..latents import truncate
+from .layers import brief
 from .pretrained import check_images, resize
 from .protocols import NoiseMode
 
@@ -62,8 +63,21 @@ class DCGANGenerator(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DCGANGenerator:
-        """Build from the `config` of a saved generator."""
-        return cls(config["z_dim"], tuple(config["channels"]))
+        """Build from the `config` of a saved generator.
+
+        Raises:
+            CheckpointError: the configuration has other entries, or sizes that are not admitted.
+        """
+        z_dim, channels = config.get("z_dim"), config.get("channels")
+        listed = channels if isinstance(channels, (list, tuple)) and 1 <= len(channels) <= 10 else [None]
+        if len(config) != 2 or not all(type(v) is int and 1 <= v <= 16384 for v in (z_dim, *listed)):
+            raise CheckpointError(
+                "the configuration of this DCGAN is not admitted",
+                expected="z_dim and 1 to 10 channels, integers in [1, 16384], and nothing else",
+                got=f"z_dim {brief(z_dim)}, channels {brief(channels)}, {len(config)} entries",
+                fix="the file is damaged or was made by other code; save the generator again with save_generator",
+            )
+        return cls(z_dim, tuple(listed))
 
     def map(
         self,
@@ -84,7 +98,7 @@ class DCGANGenerator(nn.Module):
                 "wrong latents",
                 expected=f"w [n, 1, {self.w_dim}]",
                 got=list(w.shape),
-                fix="map z first: generator.synthesize(generator.map(z))",
+                fix="z: generator.map(z) first; W [n, d], as Sample.latents has it: ffs.to_layers(generator, w)",
             )
         x = w[:, 0, :, None, None].to(next(self.parameters()).dtype)
         return self.main(x).float().tanh()

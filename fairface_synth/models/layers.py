@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +42,31 @@ class Rule(NamedTuple):
 REQUIRED = object()
 
 
+class _Brief(reprlib.Repr):
+    """Short in time as well as in length: values of a file may be huge, or small and shared without end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxlong = 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 256 else f"<int of {x.bit_length()} bits>"
+
+    def repr_dict(self, x: Any, level: int) -> str:
+        return f"<{type(x).__name__} of {len(x)}>"
+
+    repr_set = repr_frozenset = repr_dict
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        return repr(x) if x is None or isinstance(x, (bool, float)) else f"<{describe(x)}>"
+
+
+def brief(value: Any) -> str:
+    """A value from a file for an error message, in at most 200 characters."""
+    return _Brief().repr(value)[:200]
+
+
 def read_config(given: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> dict[str, Any]:
     """Check `given` against `rules` and fill in the defaults; plain json values come out.
 
@@ -52,7 +78,7 @@ def read_config(given: Mapping[str, Any], rules: Mapping[str, Rule], where: str)
         raise CheckpointError(
             f"{where} was made with arguments that this library does not know",
             expected=", ".join(rules),
-            got=", ".join(unknown)[:500],
+            got=", ".join(name[:60] for name in unknown[:8]),
             fix="the network is a variant with its own code; re-implement that part or convert the checkpoint",
         )
     result = {}
@@ -84,13 +110,13 @@ def _checked(value: Any, rule: Rule, what: str) -> Any:
             return _checked_list(value, rule)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise CheckpointError(f"{what} has a value that is not admitted", expected=_rule_text(rule), got=repr(value)[:200])
+    raise CheckpointError(f"{what} has a value that is not admitted", expected=_rule_text(rule), got=brief(value))
 
 
 def _checked_list(value: Any, rule: Rule) -> list[Any]:
+    if isinstance(value, (str, bytes, Mapping)) or (hasattr(value, "__len__") and not 1 <= len(value) <= 64):
+        raise ValueError("not a list of 1 to 64")
     rows: list[Any] = [value] if isinstance(value, (int, float)) else list(value)
-    if not 1 <= len(rows) <= 64:
-        raise ValueError(len(rows))
     if rule.kind == "channels":
         if not all(int(v) == v and 1 <= v <= rule.high for v in rows):
             raise ValueError(rows)

@@ -5,7 +5,7 @@ Images are float RGB in [-1, 1], NCHW, everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -51,7 +51,7 @@ class Labeller(Protocol):
 
     attributes: Mapping[str, tuple[str, ...]]
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
         """images [n, 3, H, W] → {attribute: probabilities [n, k]}, rows sum to 1."""
         ...
 
@@ -106,6 +106,8 @@ class WrappedGenerator:
                 got=f"c {tuple(c.shape)}",
                 fix="bind the condition in your map: wrap_generator(map=lambda z: model.map(z, c), …)",
             )
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise ShapeError("wrong latents", expected=f"z [n, {self.z_dim}]", got=list(z.shape))
         w = z if self._map is None else self._map(z)
         if w.ndim == 2:
             w = w.unsqueeze(1).expand(-1, self.num_ws, -1)
@@ -121,11 +123,12 @@ class WrappedGenerator:
     def synthesize(self, w: Tensor, noise: NoiseMode = "const") -> Tensor:
         """w [n, num_ws, w_dim] → images [n, 3, H, W]; `noise` is the wrapped callable's own business."""
         images = self._synthesize(w)
-        if images.ndim != 4 or images.shape[1] != 3:
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ShapeError(
                 "the wrapped synthesize returned something that is not a batch of images",
                 expected="[n, 3, H, W] float RGB in [-1, 1]",
-                got=list(images.shape),
+                got=f"{list(images.shape)} {images.dtype}",
+                fix="uint8: ffs.from_uint8(images)",
             )
         return images
 
@@ -135,33 +138,74 @@ def wrap_generator(
     map: Callable[[Tensor], Tensor] | None = None,
     synthesize: Callable[[Tensor], Tensor],
     z_dim: int,
-    resolution: int,
     w_dim: int | None = None,
-    num_ws: int = 1,
+    num_ws: int | None = None,
+    resolution: int | None = None,
     w_avg: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> WrappedGenerator:
     """Make any model that maps z → w → image usable wherever the library asks for a generator.
 
+    What is not given is found out by calling the callables once.
+
     Args:
         map: z [n, z_dim] → w [n, w_dim] or [n, num_ws, w_dim]. None: the identity (w = z).
-        synthesize: w [n, num_ws, w_dim] → images [n, 3, H, W], float RGB in [-1, 1].
+        synthesize: w [n, num_ws, w_dim] → images [n, 3, H, W], float RGB in [-1, 1]. Mind the second dimension: a
+            model without layers has num_ws = 1 and takes w[:, 0].
         z_dim: width of z ~ N(0, I).
+        w_dim: width of w.
+        num_ws: number of w vectors an image takes; 1 where `map` gives [n, w_dim].
         resolution: image side in pixels.
-        w_dim: width of w; z_dim where not given.
-        num_ws: number of w vectors an image takes.
         w_avg: mean latent [w_dim] for truncation. None: zeros for the identity map, otherwise the mean of
             4,096 mapped latents (seed 0).
-        device: where that estimate is made; the callables' device.
+        device: where the callables live.
 
     Raises:
         ShapeError: when a callable returns something of another shape.
     """
-    w_dim = z_dim if w_dim is None else w_dim
-    if w_avg is None:
-        w_avg = torch.zeros(w_dim, device=device)
-        if map is not None:
-            with torch.no_grad():
-                w = map(normals(0, torch.arange(4096, device=device), z_dim))
-            w_avg = w.float().flatten(0, -2).mean(0)
-    return WrappedGenerator(map, synthesize, z_dim, w_dim, num_ws, resolution, w_avg)
+    with torch.no_grad():
+        z = normals(0, torch.arange(2 if w_avg is not None or map is None else 4096, device=device), z_dim)
+        w = z if map is None else map(z)
+        if w.ndim not in (2, 3) or len(w) != len(z):
+            raise ShapeError(
+                "the wrapped map returned the wrong shape",
+                expected=f"[{len(z)}, w_dim] or [{len(z)}, num_ws, w_dim]",
+                got=list(w.shape),
+            )
+        w_dim = w.shape[-1] if w_dim is None else w_dim
+        num_ws = (w.shape[1] if w.ndim == 3 else 1) if num_ws is None else num_ws
+        if w_avg is None:
+            w_avg = torch.zeros(w_dim, device=device) if map is None else w.float().flatten(0, -2).mean(0)
+        wrapped = WrappedGenerator(map, synthesize, z_dim, w_dim, num_ws, resolution or 0, w_avg)
+        if resolution is None:
+            wrapped.resolution = wrapped.synthesize(wrapped.map(z[:1])).shape[-1]
+    return wrapped
+
+
+class WrappedLabeller:
+    """A labeller made of a function; see `wrap_labeller`."""
+
+    def __init__(
+        self, function: Callable[[Tensor], Mapping[str, Tensor]], attributes: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._function = function
+        self.attributes = {a: tuple(v) for a, v in attributes.items()}
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        """images [n, 3, H, W] → {attribute: probabilities [n, k]}."""
+        return self._function(images)
+
+    def __repr__(self) -> str:
+        return f"WrappedLabeller({self.attributes})"
+
+
+def wrap_labeller(
+    function: Callable[[Tensor], Mapping[str, Tensor]], attributes: Mapping[str, Sequence[str]]
+) -> WrappedLabeller:
+    """Make a function of yours usable wherever the library asks for a labeller.
+
+    Args:
+        function: images [n, 3, H, W] in [-1, 1] → {attribute: probabilities [n, k]}, after softmax.
+        attributes: each attribute's values, in the order of the columns.
+    """
+    return WrappedLabeller(function, attributes)
