@@ -194,7 +194,7 @@ would not look perfectly balanced to it. MTCNN finds a face (≥ 0.95) in: {foun
 
 Overall {confirmed[natural, checked]} of the natural faces that labeller and MTCNN put in a group,
 {confirmed[Gaussians]} of the Gaussians', and {confirmed[Gaussians, checked]} of the balanced set's; guessing would give
-{chance}. The first figure is how far two independent labellers agree on this generator, and so a yardstick for the last.
+{chance}. The first figure is how far two independent labellers agree on this generator: a yardstick for the last one.
 
 ## What it cost: syntheses per accepted face
 

@@ -268,7 +268,7 @@ class GroupMoments:
             factors, info = torch.linalg.cholesky_ex(matrix)
             # What a direction adds beyond the ones before it, against the precision that x had.
             pivots = factors.diagonal(dim1=-2, dim2=-1).square() / matrix.diagonal(dim1=-2, dim2=-1)
-            singular = (info > 0) | ~(pivots.amin(1) > 10 * matrix.shape[-1] * precision)
+            singular = (info > 0) | ~(pivots.amin(1) > 10 * matrix.shape[-1] ** 0.5 * precision)
             _refuse_singular(singular, groups, covariance, absent)
             factors, shrinkage = factors.unsqueeze(1), shrinkage.unsqueeze(1)
         if absent:

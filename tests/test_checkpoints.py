@@ -654,3 +654,17 @@ def test_urls(tmp_path: Path, server: tuple[str, list[str]]) -> None:
         load_generator("ftp://example.org/net.pkl")
     with pytest.raises(CheckpointError, match="kind of URL"):
         load_generator(f"file://{tmp_path}/net.pkl")
+
+
+def test_a_damaged_download_is_repaired(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    url, asked = server
+    data = small_pickle()
+    (tmp_path / "net.pkl").write_bytes(b"<html>please log in</html>")
+    cache, digest = tmp_path / "cache", hashlib.sha256(data).hexdigest()
+    with pytest.raises(CheckpointError):
+        load_generator(f"{url}/net.pkl", cache_dir=cache)
+    (tmp_path / "net.pkl").write_bytes(data)
+    for _ in range(2):
+        load_generator(f"{url}/net.pkl", cache_dir=cache, sha256=digest)
+    assert len(asked) == 2
+    assert [p.read_bytes() for p in cache.iterdir()] == [data]

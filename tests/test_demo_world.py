@@ -94,6 +94,13 @@ def test_the_generator_saves_and_loads(world, tmp_path) -> None:
     torch.testing.assert_close(again.synthesize(w), world.generator.synthesize(w), atol=1e-5, rtol=0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_missing_gpu_does_not_look_like_a_damaged_file(world, tmp_path) -> None:
+    ffs.save_generator(world.generator, tmp_path / "g.safetensors")
+    with pytest.raises(ffs.DataError, match=r"device cuda[\s\S]*device='cpu'"):
+        ffs.load_generator(tmp_path / "g.safetensors", device="cuda")
+
+
 # --- against the teachers, where their labels are at hand -------------------------------------------------------------
 
 

@@ -286,6 +286,14 @@ def test_singular_covariances_do_not_pass_by_rounding_luck(dtype: torch.dtype) -
             fit_gaussians(y, torch.zeros(300, dtype=torch.int64))
 
 
+def test_ill_conditioned_covariances_are_not_called_singular() -> None:
+    """A direction with a ten-thousandth of its variance left is small, not absent."""
+    y = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
+    y[:, 63] = y[:, :63].sum(1) / 63**0.5 + 0.01 * y[:, 63]
+    model = fit_gaussians(y, torch.zeros(3000, dtype=torch.int64))
+    assert log_prob(model, y[:5]).isfinite().all()
+
+
 def test_unsure_is_no_group_to_sample() -> None:
     x, ids = _data()
     model = fit_gaussians(x, ids)

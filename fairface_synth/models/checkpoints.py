@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts import atomic_path
-from ..errors import CheckpointError, FairFaceError
+from ..errors import CheckpointError, DataError, FairFaceError
 from ..latents import normals
 from .base import StyleGANModule
 from .conversion import (
@@ -155,11 +155,22 @@ def _load(
     sha256: str | None,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Any:
+    _check_device(device)
     # Normal tensors, whatever mode the caller is in.
     with torch.inference_mode(False), _reading(source):
         data = _fetch(source, sha256, cache_dir)
         parts = _parts(data, registry, which)
         return _build(parts, registry, device, dtype)
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    """A missing GPU must not look like a damaged file."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(
+            f"the device {device!s} cannot be used", got=str(error).splitlines()[0], fix="pass device='cpu'"
+        ) from error
 
 
 @contextmanager

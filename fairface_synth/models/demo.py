@@ -68,8 +68,9 @@ class DCGANGenerator(nn.Module):
         Raises:
             CheckpointError: the configuration has other entries, or sizes that are not admitted.
         """
-        z_dim, channels = config.get("z_dim"), config.get("channels")
-        listed = channels if isinstance(channels, (list, tuple)) and 1 <= len(channels) <= 10 else [None]
+        z_dim: Any = config.get("z_dim")
+        channels = config.get("channels")
+        listed: Any = channels if isinstance(channels, (list, tuple)) and 1 <= len(channels) <= 10 else [None]
         if len(config) != 2 or not all(type(v) is int and 1 <= v <= 16384 for v in (z_dim, *listed)):
             raise CheckpointError(
                 "the configuration of this DCGAN is not admitted",

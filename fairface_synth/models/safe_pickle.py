@@ -19,7 +19,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -342,7 +342,9 @@ class _Unpickler(pickle._Unpickler):
         self.stack.append(_collection(frozenset)(items))
 
     # Operations by their byte; what is refused is not there at all.
-    dispatch: Any = {c: f for c, f in pickle._Unpickler.dispatch.items() if c not in _REFUSED_CODES} | {
+    dispatch: ClassVar[dict[int, Any]] = {
+        c: f for c, f in pickle._Unpickler.dispatch.items() if c not in _REFUSED_CODES
+    } | {
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.BUILD[0]: load_build,
