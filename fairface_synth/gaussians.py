@@ -341,7 +341,7 @@ def fit_gaussians(
     names: Groups | None = None,
     num_groups: int | None = None,
     missing: Literal["raise", "skip"] = "raise",
-    chunk_size: int = 262_144,
+    chunk_size: int = 2**20,
     iterations: int = 100,
     tolerance: float = 1e-6,
 ) -> GroupGaussians:
