@@ -74,10 +74,10 @@ def share_bars(sets: Mapping[str, GroupShares], *, title: str | None = None) -> 
     for i, (name, shares) in enumerate(sets.items()):
         if shares.groups != groups:
             raise GroupError("the sets are over different groups", expected=groups, got=shares.groups)
-        x = torch.arange(len(groups)) + (i - (len(sets) - 1) / 2) * width
+        x = [g + (i - (len(sets) - 1) / 2) * width for g in range(len(groups))]
         value = 100 * shares.shares
         error = torch.stack((value - 100 * shares.low, 100 * shares.high - value)).clamp_min(0)
-        ax.bar(x, value, width, yerr=error.numpy(), label=name, color=COLOURS[i % len(COLOURS)], capsize=2)
+        ax.bar(x, value.tolist(), width, yerr=error.tolist(), label=name, color=COLOURS[i % len(COLOURS)], capsize=2)
     ax.axhline(100 / len(groups), color="black", linewidth=0.8, linestyle="--", label="balanced")
     ax.set_xticks(range(len(groups)), [n.replace("-", "\n", 1) for n in groups.names])
     ax.set_ylabel("share of faces, %")
@@ -113,8 +113,8 @@ def rate_bars(
     for i, (name, values) in enumerate(rates.items()):
         height = torch.tensor(values, dtype=torch.float64)
         height = torch.where(height.isfinite(), height, float("nan"))
-        x = torch.arange(len(groups)) + (i - (len(rates) - 1) / 2) * width
-        bars = ax.bar(x, height, width, label=name, color=COLOURS[i % len(COLOURS)])
+        x = [g + (i - (len(rates) - 1) / 2) * width for g in range(len(groups))]
+        bars = ax.bar(x, height.tolist(), width, label=name, color=COLOURS[i % len(COLOURS)])
         ax.bar_label(bars, [f"{v:.3g}" if v == v else "–" for v in height.tolist()], fontsize=7)
     if log:
         ax.set_yscale("log")

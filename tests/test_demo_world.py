@@ -74,7 +74,7 @@ def test_larger_images_are_brought_to_64(world) -> None:
 def test_wrong_shapes(world) -> None:
     with pytest.raises(ShapeError, match=r"z \[n, 100\]"):
         world.generator.map(torch.zeros(2, 99))
-    with pytest.raises(ShapeError, match="map z first"):
+    with pytest.raises(ShapeError, match="to_layers"):
         world.generator.synthesize(torch.zeros(2, 100))
     with pytest.raises(ShapeError, match="these are not images"):
         world.labeller(torch.zeros(3, 64, 64))
