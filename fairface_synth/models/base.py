@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,7 +116,9 @@ class StyleGANGenerator(StyleGANModule):
         return self.mapping.broadcast(z, c, truncation_psi, truncation_cutoff)
 
     def _check_w(self, w: Tensor, noise: str) -> Tensor:
-        check_tensor(w, ("n", self.num_ws, self.w_dim), "w", "w comes from map(z), [n, num_ws, w_dim]")
+        check_tensor(
+            w, ("n", self.num_ws, self.w_dim), "w", "z: map(z) first; W [n, w_dim]: ffs.to_layers(generator, w)"
+        )
         if noise not in ("const", "random", "none"):
             raise ShapeError("noise is unknown", expected="'const', 'random' or 'none'", got=repr(noise))
         return w.to(self.w_avg.dtype)
@@ -124,5 +127,6 @@ class StyleGANGenerator(StyleGANModule):
         """z → images in one call."""
         return self.synthesize(self.map(z, c, truncation_psi))
 
+    @abstractmethod
     def synthesize(self, w: Tensor, noise: NoiseMode = "const", rng: torch.Generator | None = None) -> Tensor:
-        raise NotImplementedError
+        """w [n, num_ws, w_dim] → images [n, img_channels, H, W]."""

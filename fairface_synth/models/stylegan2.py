@@ -494,6 +494,7 @@ class DiscriminatorBlock(nn.Module):
             self.skip = Conv2dLayer(tmp, out, 1, bias=False, down=2, resample_filter=taps)
 
     def forward(self, x: Tensor | None, img: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Features and image at this resolution → at half of it; the image is None once it has been read in."""
         if img is not None:
             y = self.fromrgb(img.to(dtype, memory_format=torch.channels_last))
             x = y if x is None else x.to(dtype) + y
@@ -544,6 +545,7 @@ class DiscriminatorEpilogue(nn.Module):
         return torch.cat((x, y.repeat(size, 1, h, w)), dim=1)
 
     def forward(self, x: Tensor, img: Tensor | None, cmap: Tensor | None, group_size: int | None) -> Tensor:
+        """Features at 4×4 → logits [n, 1]; cmap [n, cmap_dim] is the mapped condition."""
         if img is not None:
             x = x + self.fromrgb(img)
         if self.num_channels:
