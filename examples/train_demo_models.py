@@ -54,7 +54,7 @@ SEED = {"labeller": 1, "judge": 2, "embedder": 3}
 class LatentClass:
     """Two classes seen by teachers A (two correlated logits) and B, which err independently given the class.
 
-    The teachers rank well but their thresholds are off (A calls 14 % female, B 30 %). That independence is what
+    The teachers rank well but their thresholds are off (A calls 13 to 15 % female, B 30 %). That independence is what
     identifies the share of each class and each teacher's own threshold (Dawid & Skene 1979, with Gaussians).
     """
 
@@ -264,7 +264,8 @@ def save(out: Path, name: str, model: torch.nn.Module, config: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"demo_{name}.safetensors"
     save_file(state, path, {"format": "fairface_synth.demo/1", "config": json.dumps(config)})
-    print(f"  wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"  wrote {path} ({parameters / 1e6:.2f} M parameters, {path.stat().st_size / 1e6:.2f} MB)")
 
 
 def main() -> None:
@@ -290,6 +291,11 @@ def main() -> None:
         (data["gender_logit_a"], data["gender_logit_a_deep"], data["female_probability_b"].logit(eps=1e-4)),
         dim=1,
     ).double()
+    called = (scores > 0).double().mean(0).tolist()
+    correlation = float(torch.corrcoef(scores.T)[1, 2])
+    print(
+        f"called female: by A {called[0]:.1%}, A-deep {called[1]:.1%}, B {called[2]:.1%}; correlation of A-deep and B {correlation:.2f}"
+    )
     latent_class = LatentClass.fit(scores)
     print(f"latent-class model: share female {latent_class.share:.3f}")
     trained: dict[str, CompactLabeller] = {}

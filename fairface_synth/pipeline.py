@@ -256,7 +256,7 @@ class Pipeline:
 
         Args:
             groups: "balanced", a group, a partial name, a list, or {specification: share}; see `balanced_quota`. Groups
-                are aimed at: without `verify` the labeller confirms 40–60 % of the faces on the bundled world.
+                are aimed at: without `verify`, a judge sees the group in 45 % of the faces on the bundled world.
             n: number of faces.
             seed: of the draw. Fitting and sampling with one seed are independent.
             truncation_psi: pulls towards w_avg; lower values are known to worsen imbalance.

@@ -153,6 +153,7 @@ class _Found:
         return len(keep)
 
     def result(self) -> Accepted:
+        """All that was kept, sorted by group, and what is missing."""
         images, latents, ids, index = (torch.cat(p) for p in zip(*self.parts, strict=True))
         order = torch.argsort(ids, stable=True)
         made = self.made if self.aimed else [self.total] * len(self.want)

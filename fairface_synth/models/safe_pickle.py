@@ -246,6 +246,7 @@ class _Unpickler(pickle._Unpickler):
         self.nested = StandIn("torch.storage._load_from_bytes", self._nested)
 
     def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a name; names outside the table are noted, for the error that ends the reading."""
         if len(module) + len(name) > 1000:
             raise pickle.UnpicklingError("a name of more than 1000 characters")
         if (module, name) == ("torch.storage", "_load_from_bytes"):
