@@ -294,7 +294,8 @@ def main() -> None:
     called = (scores > 0).double().mean(0).tolist()
     correlation = float(torch.corrcoef(scores.T)[1, 2])
     print(
-        f"called female: by A {called[0]:.1%}, A-deep {called[1]:.1%}, B {called[2]:.1%}; correlation of A-deep and B {correlation:.2f}"
+        f"called female: by A {called[0]:.1%}, A-deep {called[1]:.1%}, B {called[2]:.1%}; "
+        f"correlation of A-deep and B {correlation:.2f}"
     )
     latent_class = LatentClass.fit(scores)
     print(f"latent-class model: share female {latent_class.share:.3f}")
