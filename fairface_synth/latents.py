@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +17,7 @@ from .groups import Groups
 from .images import check_range
 
 if TYPE_CHECKING:
+    from .models.facenet import Detections
     from .models.protocols import Embedder, Generator, Labeller
 
 _MASK = 0xFFFFFFFF
@@ -155,6 +156,7 @@ class LatentBank(Artifact):
         attributes: the values behind each probability's columns.
         index: the draw's index of each latent [n]; with `seed`, z can be drawn again.
         embeddings: identity embeddings [n, e], if an embedder was given.
+        found: a face detector's probability [n], if one was given.
         seed: of the draw; None if the latents came from elsewhere.
         truncation_psi: the ψ that the latents were mapped with.
     """
@@ -168,6 +170,7 @@ class LatentBank(Artifact):
     embeddings: Tensor | None = None
     seed: int | None = None
     truncation_psi: float = 1.0
+    found: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -184,6 +187,7 @@ class LatentBank(Artifact):
             probabilities={a: p[rows] for a, p in self.probabilities.items()},
             index=self.index[rows],
             embeddings=None if self.embeddings is None else self.embeddings[rows],
+            found=None if self.found is None else self.found[rows],
         )
 
     def groups(self, attributes: str | Sequence[str] | None = None) -> Groups:
@@ -206,7 +210,7 @@ class LatentBank(Artifact):
     def concatenate(cls, banks: Sequence[LatentBank]) -> LatentBank:
         """One bank of several with the same attributes and latent layout.
 
-        `seed` survives only if all agree; embeddings only if all have them.
+        `seed` survives only if all agree; embeddings and detections only if all have them.
         """
         if not banks:
             raise DataError("no banks to concatenate", expected="at least one", got=0)
@@ -227,12 +231,14 @@ class LatentBank(Artifact):
                     got=f"ψ = {bank.truncation_psi}",
                 )
         embeddings = [b.embeddings for b in banks if b.embeddings is not None]
+        found = [b.found for b in banks if b.found is not None]
         return dataclasses.replace(
             first,
             latents=torch.cat([b.latents for b in banks]),
             probabilities={a: torch.cat([b.probabilities[a] for b in banks]) for a in first.probabilities},
             index=torch.cat([b.index for b in banks]),
             embeddings=torch.cat(embeddings) if len(embeddings) == len(banks) else None,
+            found=torch.cat(found) if len(found) == len(banks) else None,
             seed=first.seed if all(b.seed == first.seed for b in banks) else None,
         )
 
@@ -248,6 +254,7 @@ def label_latents(
     z: Tensor | None = None,
     c: Tensor | None = None,
     embedder: Embedder | None = None,
+    detector: Callable[[Tensor], Detections | Tensor] | None = None,
     truncation_psi: float = 1.0,
     batch_size: int = 256,
     progress: bool = True,
@@ -260,6 +267,8 @@ def label_latents(
         z: latents [n, z_dim] of yours instead.
         c: condition of a conditional generator: one row [1, c_dim] for all, or [n, c_dim].
         embedder: also keep identity embeddings.
+        detector: also keep a face detector's verdict: what `load_detector` gives, or any images → probability or
+            bool [n]. A screen fitted on such a bank learns to avoid latents without a face.
         truncation_psi: ψ of the mapping; 1 leaves the generator's own distribution as it is.
         batch_size: images at a time.
         progress: show a bar.
@@ -271,7 +280,7 @@ def label_latents(
     total = n if z is None else len(z)
     if not isinstance(total, int) or total < 1 or batch_size < 1:
         raise DataError("an empty bank", expected="n ≥ 1, batch_size ≥ 1", got=f"n={total}, batch_size={batch_size}")
-    latents, embeddings = [], []
+    latents, embeddings, found = [], [], []
     probabilities: dict[str, list[Tensor]] = {a: [] for a in labeller.attributes}
     for rows in _batches(total, batch_size, "labelling latents", progress):
         size = rows.stop - rows.start
@@ -287,6 +296,9 @@ def label_latents(
             probabilities[attribute].append(_checked_labels(labels, attribute, values, size))
         if embedder is not None:
             embeddings.append(embedder(images))
+        if detector is not None:
+            detected = detector(images)
+            found.append(detected if isinstance(detected, Tensor) else detected.probability)
         if not has_values(w) or torch.equal(w, w[:, :1].expand_as(w)):
             w = w[:, :1]  # the same w for every layer
         latents.append(w)
@@ -299,6 +311,7 @@ def label_latents(
         attributes={a: tuple(v) for a, v in labeller.attributes.items()},
         index=index,
         embeddings=torch.cat(embeddings) if embeddings else None,
+        found=torch.cat(found).to(latents[0].dtype) if found else None,
         seed=seed if z is None else None,
         truncation_psi=truncation_psi,
     )

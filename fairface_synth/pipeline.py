@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -14,17 +16,24 @@ from torch import Tensor
 
 from .artifacts import atomic_path
 from .errors import DataError
+from .evolution import Archive, evolve
+from .fitness import face_fitness
 from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
 from .groups import Groups, balanced_quota
+from .identities import Threshold, embed, impostor_scores, threshold_at_fmr, unique
 from .images import save_images
-from .latents import LatentBank, check_attributes, label_latents, normals, to_layers, truncate
+from .latents import LatentBank, check_attributes, draw_latents, label_latents, normals, to_layers, truncate
 from .models.facenet import Detections
-from .models.protocols import Generator, Labeller
+from .models.protocols import Embedder, Generator, Labeller
 from .reports import GroupShares, group_shares, markdown_table
-from .screening import reject
+from .screening import Accepted, Assign, Screen, fit_screen, reject, screen
+from .strategies import Strategy, genetic
 from .subspaces import Method, Subspace, fit_subspace, lift, project
+from .variations import Axis, Variations, vary
 
 Detector = Callable[[Tensor], Detections | Tensor]
+Sampling = Literal["gaussian", "screen", "reject", "evolve"]
+_IMPOSTOR_STREAM = 2**32 - 2  # natural faces for thresholds, apart from the bank's and the screen's
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,13 +44,16 @@ class Sample:
         images: [n, 3, H, W] in [-1, 1].
         latents: w that made them.
         group_ids: the groups they were made for [n]; a judge may disagree.
-        index: with `seed` and the group, makes the latent again: `pipeline.latents(group_ids, index, seed)`.
+        index: with `seed` and the group, makes the latent again. "gaussian": `pipeline.latents(group_ids, index,
+            seed)`; "screen" and "reject": the natural draw's index; "evolve": the id in `archive`.
         groups: the groups.
         seed, truncation_psi: of the draw.
         synthesized: images made for each group [G], the rejected ones included.
         short: groups that could not be filled within the budget: {id: missing}.
         verified: whether the labeller (and detector) confirmed every face. If not, `group_ids` say what the faces were
             aimed at, and a good part of them will look otherwise.
+        method: how they were made.
+        archive: of "evolve": lineages, and all it takes to go on.
     """
 
     images: Tensor
@@ -54,15 +66,22 @@ class Sample:
     synthesized: Tensor
     short: Mapping[int, int]
     verified: bool
+    method: str = "gaussian"
+    archive: Archive | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, rows: slice | Tensor) -> Sample:
+        """A sample of some rows; costs (`synthesized`) and what is missing (`short`) stay those of the whole."""
+        names = ("images", "latents", "group_ids", "index")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def __repr__(self) -> str:
         missing = ", ".join(f"{self.groups.name(g)}: {k}" for g, k in self.short.items())
         short = f", missing {missing}" if missing else ""
         return (
-            f"Sample(n={len(self)}, groups={len(self.group_ids.unique())}, seed={self.seed}, "
+            f"Sample(n={len(self)}, groups={len(self.group_ids.unique())}, {self.method}, seed={self.seed}, "
             f"ψ={self.truncation_psi}, {'verified' if self.verified else 'aimed at, not verified'}{short})"
         )
 
@@ -81,6 +100,7 @@ class Sample:
             "seed": str(self.seed),
             "truncation_psi": str(self.truncation_psi),
             "verified": str(self.verified),
+            "method": self.method,
         }
         with atomic_path(folder / "latents.safetensors") as path:
             save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, header)
@@ -127,7 +147,7 @@ class Pipeline:
     >>> sample = pipeline.sample("light", n=64, seed=1)
 
     Attributes are the fitted parts, for use with the library's functions: generator, labeller, groups, bank,
-    subspace, gaussians, detector, min_confidence.
+    subspace, gaussians, detector, min_confidence, embedder, and `screen`, which is fitted when first used.
     """
 
     def __init__(
@@ -140,11 +160,13 @@ class Pipeline:
         gaussians: GroupGaussians,
         detector: Detector | None = None,
         min_confidence: float = 0.6,
+        embedder: Embedder | None = None,
     ) -> None:
         check_attributes(groups, labeller.attributes)
         self.generator, self.labeller, self.groups, self.bank = generator, labeller, groups, bank
         self.subspace, self.gaussians = subspace, gaussians
-        self.detector, self.min_confidence = detector, min_confidence
+        self.detector, self.min_confidence, self.embedder = detector, min_confidence, embedder
+        self._screen: Screen | None = None
 
     def __repr__(self) -> str:
         return f"Pipeline({self.groups}, {self.bank}, subspace={self.subspace.method}[{self.subspace.dim}])"
@@ -167,6 +189,7 @@ class Pipeline:
         min_confidence: float = 0.6,
         min_samples: int = 10,
         detector: Detector | None = None,
+        embedder: Embedder | None = None,
         batch_size: int = 256,
         progress: bool = True,
     ) -> Pipeline:
@@ -186,6 +209,7 @@ class Pipeline:
             min_samples: with fewer labelled latents a group's own Gaussian would be noise.
             detector: what `load_detector` gives, or any images → bool [n], "a face was found"; for `assign` and
                 `sample(verify=True)`.
+            embedder: for `unique`, `vary` and `sample(threshold=…)`.
         """
         if bank is None:
             bank = label_latents(
@@ -214,7 +238,14 @@ class Pipeline:
             missing="skip" if components == 1 else "raise",
         )
         gaussians = compose(gaussians) if gaussians.absent else gaussians
-        return cls(generator, labeller, groups, bank, subspace, gaussians, detector, min_confidence)
+        return cls(generator, labeller, groups, bank, subspace, gaussians, detector, min_confidence, embedder)
+
+    @property
+    def screen(self) -> Screen:
+        """The classifier on latents behind `sample(method="screen")`, fitted on the bank when first used."""
+        if self._screen is None:
+            self._screen = fit_screen(self.bank, self.groups.attributes)
+        return self._screen
 
     def latents(self, group_ids: Tensor, index: Tensor, seed: int = 0, truncation_psi: float = 1.0) -> Tensor:
         """w aimed at the given groups; row i depends on (seed, group_ids[i], index[i]) alone.
@@ -236,8 +267,13 @@ class Pipeline:
         ids = self.groups.assign(self.labeller(images), self.min_confidence)
         if self.detector is None:
             return ids
-        found = self.detector(images)
-        return torch.where(found.found() if isinstance(found, Detections) else found, ids, -1)
+        rows = (ids >= 0).nonzero().squeeze(1)  # the detector is the slowest network here
+        if not len(rows):
+            return ids
+        found = self.detector(images[rows])
+        return ids.index_put(
+            (rows,), torch.where(found.found() if isinstance(found, Detections) else found, ids[rows], -1)
+        )
 
     @torch.no_grad()
     def sample(
@@ -247,7 +283,10 @@ class Pipeline:
         seed: int = 0,
         truncation_psi: float = 1.0,
         *,
+        method: Sampling = "gaussian",
         verify: bool = False,
+        threshold: Threshold | float | None = None,
+        strategy: Strategy | None = None,
         max_syntheses: int | None = None,
         batch_size: int = 256,
         progress: bool = True,
@@ -256,43 +295,205 @@ class Pipeline:
 
         Args:
             groups: "balanced", a group, a partial name, a list, or {specification: share}; see `balanced_quota`. Groups
-                are aimed at: without `verify`, a judge sees the group in 45 % of the faces on the bundled world.
+                are aimed at: without `verify`, a judge sees the group in 45 % of the Gaussians' faces on the bundled
+                world.
             n: number of faces.
             seed: of the draw. Fitting and sampling with one seed are independent.
-            truncation_psi: pulls towards w_avg; lower values are known to worsen imbalance.
+            truncation_psi: of "gaussian": a pull towards w_avg; lower values are known to worsen imbalance. The other
+                methods draw with the bank's ψ.
+            method:
+                "gaussian": from the groups' Gaussians, lifted from the subspace.
+                "screen": natural draws that a classifier on latents accepts (`fairface_synth.screen`).
+                "reject": natural draws, kept where the labeller and detector confirm: the plain baseline.
+                "evolve": an evolutionary search (`fairface_synth.evolve`) in Z, for what the others hardly ever reach.
+                docs/rare_groups.md compares what they cost and what they lose.
             verify: keep only faces that the labeller, and the detector if there is one, confirm. Costs the rejected
-                syntheses, and selects by the labeller: score such a sample by another one.
-            max_syntheses: budget for `verify`; see `reject`.
+                syntheses, and selects by the labeller: score such a sample by another one. "reject" and "evolve" always
+                verify.
+            threshold: keep only faces that are no identity seen before: cosine below this (`pipeline.threshold(fmr)`).
+                Needs an embedder, and `verify` where that is a choice.
+            strategy: of "evolve"; `genetic()` by default.
+            max_syntheses: budget of a verified sample; 200 images per wanted face by default.
             batch_size, progress: images at a time; whether to show a bar.
         """
         if not isinstance(n, int) or n < 1 or batch_size < 1:
             raise DataError("no faces to make", expected="whole n ≥ 1, batch_size ≥ 1", got=f"n={n}, {batch_size}")
+        if method not in get_args(Sampling):
+            raise DataError(f"unknown method {method!r}", expected=", ".join(get_args(Sampling)), got=method)
+        if method != "gaussian" and truncation_psi != 1.0:
+            raise DataError(
+                f"{method!r} draws with the bank's truncation",
+                expected=f"truncation_psi=1.0 here; the bank has ψ = {self.bank.truncation_psi}",
+                got=truncation_psi,
+                fix="label a bank with that truncation_psi, and fit the pipeline on it",
+            )
+        verify = verify or method in ("reject", "evolve")
+        if threshold is not None and not verify:
+            raise DataError("identities are compared during verification", expected="verify=True", got="verify=False")
         quota = balanced_quota(self.groups, n, groups)
+        assign = self.assign if threshold is None else _NewIdentities(self.assign, self._embedder(), threshold)
+        options = {"groups": self.groups, "batch_size": batch_size, "progress": progress}
+        limits = {**options, "max_syntheses": max_syntheses}
+        psi = self.bank.truncation_psi
+        if method == "evolve":
+            return self._evolve(quota, seed, threshold, strategy or genetic(), max_syntheses, batch_size, progress)
+        if method == "screen":
+            check = {"verify": assign if verify else None, "min_confidence": self.min_confidence}
+            found = screen(self.generator, self.screen, quota, seed, **check, **limits)  # type: ignore[arg-type]
+            return self._as_sample(found, method, seed, psi, verify)
+        if method == "reject":
+            found = reject(self.generator, assign, quota, seed=seed, truncation_psi=psi, **limits)  # type: ignore[arg-type]
+            return self._as_sample(found, method, seed, psi, verify)
 
         def propose(ids: Tensor, index: Tensor) -> Tensor:
             return self.latents(ids, index, seed, truncation_psi)
 
-        device = self.subspace.mean.device
         if verify:
-            found = reject(
-                self.generator,
-                self.assign,
-                quota,
-                propose=propose,
-                groups=self.groups,
-                max_syntheses=max_syntheses,
-                batch_size=batch_size,
-                progress=progress,
+            found = reject(self.generator, assign, quota, propose=propose, **limits)  # type: ignore[arg-type]
+            return self._as_sample(found, method, seed, truncation_psi, verify)
+        device = self.subspace.mean.device
+        ids = torch.repeat_interleave(torch.arange(len(quota)), quota).to(device)
+        index = torch.cat([torch.arange(int(q)) for q in quota]).to(device)
+        w = propose(ids, index)
+        images = self._synthesize(w, batch_size)
+        return Sample(images, w, ids, index, self.groups, seed, truncation_psi, quota, {}, verify)
+
+    def threshold(self, fmr: float = 1e-3, *, n: int = 2000, seed: int = 0, batch_size: int = 256) -> Threshold:
+        """The cosine from which the embedder takes two faces for one person, at a stated false match rate.
+
+        The impostors are natural faces of this generator, two different latents each.
+
+        Args:
+            fmr: false match rate.
+            n: natural faces to embed.
+            seed, batch_size: of the draw.
+        """
+        z = draw_latents(self.generator, seed, 0, n, stream=_IMPOSTOR_STREAM)
+        w = torch.cat([self.generator.map(c, truncation_psi=self.bank.truncation_psi) for c in z.split(batch_size)])
+        images = (self.generator.synthesize(chunk) for chunk in w.split(batch_size))
+        return threshold_at_fmr(impostor_scores(embed(self._embedder(), images, progress=False)), fmr)
+
+    def unique(self, sample: Sample, threshold: Threshold | float | None = None, *, batch_size: int = 256) -> Sample:
+        """The faces of a sample that are no identity seen earlier in it (`fairface_synth.unique`).
+
+        Args:
+            sample: of this pipeline.
+            threshold: the cosine from which two faces are one identity; by default `self.threshold(1e-3)`.
+            batch_size: images at a time.
+        """
+        threshold = self.threshold(1e-3) if threshold is None else threshold
+        embeddings = embed(self._embedder(), sample.images, batch_size=batch_size, progress=False)
+        return sample[unique(embeddings, threshold)]
+
+    def vary(
+        self,
+        sample: Sample,
+        axes: Iterable[Axis],
+        *,
+        threshold: Threshold | float | None = None,
+        batch_size: int = 256,
+    ) -> Variations:
+        """Variations of every face along the axes, with their images (`fairface_synth.vary`).
+
+        With an embedder and a threshold a variation that is no longer the same person is shortened or dropped; with a
+        detector, also one in which no face is found.
+
+        Args:
+            sample: of this pipeline.
+            axes: for example `published_axes(directions)`, or `Axis(direction, steps)`s.
+            threshold: cosine to the unvaried face that a variation must keep; `self.threshold(fmr)` gives one.
+            batch_size: images at a time.
+        """
+        return vary(
+            sample.latents,
+            axes,
+            generator=self.generator,
+            embedder=None if threshold is None else self._embedder(),
+            threshold=threshold,
+            detector=self.detector,
+            keep_images=True,
+            batch_size=batch_size,
+        )
+
+    def _evolve(
+        self,
+        quota: Tensor,
+        seed: int,
+        threshold: Threshold | float | None,
+        strategy: Strategy,
+        max_syntheses: int | None,
+        batch_size: int,
+        progress: bool,
+    ) -> Sample:
+        wanted = quota.nonzero().squeeze(1)
+        fitness = face_fitness(
+            self.generator,
+            self.labeller,
+            self.groups,
+            wanted.tolist(),
+            detector=self.detector,
+            embedder=None if threshold is None else self._embedder(),
+            min_confidence=self.min_confidence,
+            truncation_psi=self.bank.truncation_psi,
+        )
+        archive = evolve(
+            strategy,
+            fitness,
+            quota[wanted],
+            prior=fitness.prior(seed),
+            seed=seed,
+            threshold=threshold,
+            max_evaluations=max_syntheses,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        w = torch.cat([fitness.w(z) for z in archive.latents.split(batch_size)]) if len(archive) else archive.latents
+        made = torch.zeros_like(quota).index_copy(0, wanted, archive.evaluations.cpu())
+        return Sample(
+            images=self._synthesize(w, batch_size),
+            latents=w[:, 0] if self.bank.latents.ndim == 2 and w.ndim == 3 else w,
+            group_ids=wanted.to(archive.group_ids.device)[archive.group_ids],
+            index=archive.id,
+            groups=self.groups,
+            seed=seed,
+            truncation_psi=self.bank.truncation_psi,
+            synthesized=made,
+            short={int(wanted[row]): missing for row, missing in archive.short.items()},
+            verified=True,
+            method="evolve",
+            archive=archive,
+        )
+
+    def _as_sample(self, found: Accepted, method: str, seed: int, psi: float, verified: bool) -> Sample:
+        return Sample(
+            self._synthesize(found.latents, 1) if found.images is None else found.images,
+            found.latents,
+            found.group_ids,
+            found.index,
+            self.groups,
+            seed,
+            psi,
+            found.synthesized,
+            found.short,
+            verified,
+            method,
+        )
+
+    def _synthesize(self, w: Tensor, batch_size: int) -> Tensor:
+        if not len(w):
+            return w.new_empty(0, 3, self.generator.resolution, self.generator.resolution)
+        layers = to_layers(self.generator, w)
+        return torch.cat([self.generator.synthesize(chunk) for chunk in layers.split(batch_size)])
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            raise DataError(
+                "identities are compared by an embedder",
+                expected="a pipeline with one",
+                got="embedder=None",
+                fix="Pipeline.fit(…, embedder=world.embedder), or set pipeline.embedder",
             )
-            images, w, ids, index = found.images, found.latents, found.group_ids, found.index
-            synthesized, short = found.synthesized, found.short
-        else:
-            ids = torch.repeat_interleave(torch.arange(len(quota)), quota).to(device)
-            index = torch.cat([torch.arange(int(q)) for q in quota]).to(device)
-            w = propose(ids, index)
-            parts = [self.generator.synthesize(to_layers(self.generator, chunk)) for chunk in w.split(batch_size)]
-            images, synthesized, short = torch.cat(parts), quota, {}
-        return Sample(images, w, ids, index, self.groups, seed, truncation_psi, synthesized, short, verify)
+        return self.embedder
 
     def report(self) -> PipelineReport:
         """Natural shares of the generator as labelled, and what each Gaussian rests on."""
@@ -304,6 +505,25 @@ class Pipeline:
             truncation_psi=self.bank.truncation_psi,
             min_confidence=self.min_confidence,
         )
+
+
+class _NewIdentities:
+    """An `assign` that also refuses identities seen before, in whatever was confirmed so far."""
+
+    def __init__(self, assign: Assign, embedder: Embedder, threshold: Threshold | float) -> None:
+        self.assign, self.embedder, self.threshold = assign, embedder, float(threshold)
+        self.known: list[Tensor] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        ids = self.assign(images).clone()
+        rows = (ids >= 0).nonzero().squeeze(1)
+        embeddings = embed(self.embedder, images[rows], progress=False) if len(rows) else None
+        if embeddings is not None:
+            known = torch.cat(self.known) if self.known else None
+            new = unique(embeddings, self.threshold, known=known)
+            ids[rows[~new]] = -1
+            self.known.append(embeddings[new])
+        return ids
 
 
 def _without_rare(groups: Groups, ids: Tensor, min_samples: int, min_confidence: float) -> Tensor:

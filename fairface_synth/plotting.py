@@ -127,3 +127,36 @@ def rate_bars(
     if title:
         ax.set_title(title, fontsize=10)
     return figure
+
+
+def pair_grid(
+    first: Tensor, second: Tensor, scores: Tensor | None = None, *, columns: int = 5, title: str | None = None
+) -> Figure:
+    """Pairs of faces side by side, for example the closest ones of a leakage report.
+
+    Args:
+        first, second: images [n, 3, H, W] in [-1, 1], row by row a pair.
+        scores: [n], written above each pair.
+        columns: pairs a line.
+        title: above the figure.
+    """
+    from matplotlib.figure import Figure
+
+    if first.shape != second.shape or len(first) == 0:
+        raise DataError("pairs need two images each", expected="equal shapes, n ≥ 1", got=[first.shape, second.shape])
+    if scores is not None and scores.shape != first.shape[:1]:
+        raise DataError("one score per pair, please", expected=[len(first)], got=list(scores.shape))
+    columns = min(columns, len(first))
+    lines = -(-len(first) // columns)
+    figure = Figure(figsize=(1.9 * columns, 1.2 * lines + (0.4 if title else 0.1)), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    pixels = to_uint8(torch.cat((first, second), dim=-1)).permute(0, 2, 3, 1).cpu().numpy()
+    for ax in axes:
+        ax.set_axis_off()
+    for i, (ax, pair) in enumerate(zip(axes, pixels, strict=False)):
+        ax.imshow(pair, interpolation="nearest")
+        if scores is not None:
+            ax.set_title(f"{float(scores[i]):.3f}", fontsize=8, pad=2)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure

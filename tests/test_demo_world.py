@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 import fairface_synth as ffs
 from fairface_synth import ShapeError
-from fairface_synth.models.demo import ATTRIBUTES, DCGANGenerator
+from fairface_synth.models.demo import ATTRIBUTES, DCGANGenerator, demo_axes
+from fairface_synth.variations import edit, published_axes, signed_distance
 
 
 def test_the_weights_are_small() -> None:
@@ -101,6 +102,66 @@ def test_a_missing_gpu_does_not_look_like_a_damaged_file(world, tmp_path) -> Non
         ffs.load_generator(tmp_path / "g.safetensors", device="cuda")
 
 
+# --- directions -------------------------------------------------------------------------------------------------------
+
+
+def test_directions(world) -> None:
+    assert list(world.directions) == ["yaw", "mouth opening", "illumination side", "illumination level", "age"]
+    for name, direction in world.directions.items():
+        assert direction.name == name
+        assert direction.normal.shape == (world.generator.w_dim,)
+        assert float(direction.normal.norm()) == pytest.approx(1, abs=1e-6)
+        assert float(direction.neg_mean) < 0 < float(direction.pos_mean)
+        assert direction.metric == "correlation"
+        assert direction.quality > 0.35, "the mouth's opening is the hardest to measure in 64 pixels"
+    normals = torch.stack([d.normal for d in world.directions.values()])
+    cosines = normals @ normals.T - torch.eye(5)
+    assert float(cosines.abs().max()) < 0.2
+    assert float(cosines[4].abs().max()) < 1e-5, "age was fitted orthogonal to the others"
+
+
+@torch.no_grad()
+def test_lamps_and_years_move_as_their_directions_say(world) -> None:
+    """Measured without a detector: halves of the picture's middle, and the judge, who took no part in the fit."""
+    z = ffs.draw_latents(world.generator, 4, 0, 40)
+
+    def measured(name: str, step: float) -> tuple[float, float, float]:
+        w = edit(z, world.directions[name], step)
+        images = world.generator.synthesize(w[:, None])
+        lightness = ffs.rgb_to_lab(images)[:, 0, 16:52, 18:46]
+        left, right = lightness[..., :14].mean(), lightness[..., 14:].mean()
+        return (
+            float(right - left),
+            float(lightness.mean()),
+            float((world.judge(images)["age"] @ torch.arange(3.0)).mean()),
+        )
+
+    for i, name in enumerate(("illumination side", "illumination level", "age")):
+        values = [measured(name, step)[i] for step in (-2.0, 0.0, 2.0)]
+        assert values == sorted(values), f"{name}: {values}"
+        assert values[-1] - values[0] > (5, 20, 0.3)[i], f"{name}: {values}"
+
+
+@torch.no_grad()
+def test_heads_turn_as_their_direction_says(world) -> None:
+    detector = ffs.load_detector()
+    z = ffs.draw_latents(world.generator, 5, 0, 30)
+    means = []
+    for step in (-1.5, 0.0, 1.5):
+        points = detector(world.generator.synthesize(edit(z, world.directions["yaw"], step)[:, None])).landmarks
+        yaw = (points[:, 2, 0] - points[:, :2, 0].mean(1)) / (points[:, 1, 0] - points[:, 0, 0])
+        means.append(float(yaw.nanmedian()))
+    assert means[0] < means[1] - 0.1
+    assert means[1] + 0.1 < means[2]
+
+
+def test_the_demo_s_axes_are_45(world) -> None:
+    axes = demo_axes(world.directions)
+    assert [len(axis.steps) for axis in axes] == [20, 20, 5]
+    with pytest.raises(ffs.DataError, match="smile, scream"):
+        published_axes(world.directions)
+
+
 # --- against the teachers, where their labels are at hand -------------------------------------------------------------
 
 
@@ -113,6 +174,18 @@ def test_images_match_the_reference(world, teacher) -> None:
     images = world.generator.synthesize(world.generator.map(teacher["z"][:16]))
     difference = (ffs.to_uint8(images).int() - teacher["reference_images"].int()).abs()
     assert int(difference.max()) <= 2, "half-precision weights move a pixel by at most two grey levels"
+
+
+def test_yaw_and_mouth_follow_the_68_points_of_another_network(world, teacher) -> None:
+    points = teacher["landmarks"].float().view(-1, 68, 2)
+    left, right = points[:, 36:42].mean(1), points[:, 42:48].mean(1)
+    between = right - left
+    yaw = ((points[:, 30] - (left + right) / 2) * between).sum(1) / between.square().sum(1)
+    opening = (points[:, 66] - points[:, 62]).norm(dim=1) / (points[:, 8] - points[:, 27]).norm(dim=1)
+    sane = (opening < 0.5) & (between.norm(dim=1) > 0.125)
+    for name, reference, least in (("yaw", yaw, 0.75), ("mouth opening", opening, 0.5)):
+        distance = signed_distance(teacher["z"], world.directions[name])
+        assert float(torch.corrcoef(torch.stack((distance, reference))[:, sane])[0, 1]) > least
 
 
 def test_held_out_quality_is_what_the_model_card_says(world, teacher) -> None:

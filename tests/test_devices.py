@@ -26,6 +26,18 @@ N, D, M, G = 6, 16, 3, len(GROUPS)
 # These wait for the device on purpose, once, because their result depends on values:
 SYNCS_ON_PURPOSE = {
     "reject": "fills a quota: it has to count",
+    "screen": "fills a quota: it has to count; what it computes is the case Screen.probabilities",
+    "fit_screen": "input is checked once; L-BFGS looks at its loss",
+    "evolve": "counts successes once a generation; strategies and fitness are cases below",
+    "explore": "pyribs is numpy",
+    "cvt_centroids": "a one-off k-means",
+    "unique": "what is still in decides the next block's shape, once or more a block",
+    "components": "as unique",
+    "threshold_at_fmr": "makes numbers to print",
+    "leakage_report": "makes numbers to print",
+    "fit_direction": "scikit-learn, on the host",
+    "Confusion": "input is checked once",
+    "corrected_quota": "a quota lives on the host; scipy's non-negative least squares",
     "fit_subspace": "without groups=, the number of hard label values is looked up; input is checked once",
     "fit_gaussians": "input is checked once; hard ids are counted once per chunk",
     "label_latents": "checks that a labeller's rows are probabilities, once per batch",
@@ -38,7 +50,7 @@ SYNCS_ON_PURPOSE = {
 
 
 def _cuda(*shape: int) -> Tensor:
-    return torch.randn(*shape, device="cuda")
+    return torch.randn(shape, device="cuda")
 
 
 def _ids(high: int = G) -> Tensor:
@@ -149,6 +161,87 @@ CASES: dict[str, Callable[[], Any]] = {
 }
 
 
+CASES |= {
+    "Screen.probabilities": lambda: tuple(_screen().probabilities(_cuda(N, D)).values()),
+    "face_fitness(z)": lambda: tuple(_face_fitness("z")(_cuda(N, D), _ids(), _archive())),
+    "face_fitness(w)": lambda: tuple(_face_fitness("w")(_cuda(N, D), _ids(), _archive())),
+    "face_fitness(w+)": lambda: tuple(_face_fitness("w+")(_cuda(N, 1, D), _ids(), None)),
+    "FaceFitness.prior": lambda: _face_fitness("z").prior(1)(_ids(), _ids()),
+    "FaceFitness.distance": lambda: _face_fitness("w").distance(_cuda(N, D)),
+    "kid": lambda: ffs.kid(_cuda(N, D), _cuda(N, D), subsets=2, subset_size=4).low,
+    "prdc": lambda: ffs.prdc(_cuda(N, D), _cuda(N, D), k=1, resamples=2).coverage,
+    "fit_confusion": lambda: ffs.fit_confusion(GROUPS, _ids(), _ids()).rates(),
+    "Confusion.draw": lambda: ffs.fit_confusion(GROUPS, _ids(), _ids(), joint=True).draw(3),
+    "true_shares(em)": lambda: ffs.true_shares(_confusion(), _ids()[:G], draws=3).low,
+    "branching_walk": lambda: _generation(ffs.branching_walk(population=N, lineages=2, crossover=0.5, pull=0.1)),
+    "genetic": lambda: _generation(ffs.genetic(N, crossover="spherical")),
+    "snes": lambda: _generation(ffs.snes(N)),
+    "cem": lambda: _generation(ffs.cem(N)),
+    "map_elites": lambda: _generation(ffs.map_elites(N, cells=(3, 3), low=(-3, -3), high=(3, 3))),
+    "map_elites(centroids)": lambda: _generation(ffs.map_elites(N, centroids=_cuda(9, 2), low=(-3, -3), high=(3, 3))),
+    "embed": lambda: ffs.embed(
+        CompactEmbedder(_net({"embedding": 8})), _cuda(N, 3, 64, 64), batch_size=4, progress=False
+    ),
+    "novelty": lambda: ffs.novelty(_cuda(N, D), _cuda(N + 1, D)),
+    "novelty(k)": lambda: ffs.novelty(_cuda(N, D), _cuda(N + 1, D), k=2, block=4),
+    "impostor_scores": lambda: ffs.impostor_scores(_cuda(N, D)),
+    "impostor_scores(sampled)": lambda: ffs.impostor_scores(_cuda(N, D), n_pairs=5),
+    "edit": lambda: ffs.edit(_cuda(N, 3, D), _direction(), _cuda(N)),
+    "edit(to)": lambda: ffs.edit(_cuda(N, 3, D), _direction(3, D), to=_cuda(N), units="class"),
+    "neutralise": lambda: ffs.neutralise(_cuda(N, D), [_direction(), _direction()]),
+    "signed_distance": lambda: ffs.signed_distance(_cuda(2, N, D), _direction()),
+    "published_axes": lambda: ffs.vary(_cuda(N, D), ffs.published_axes(_published())).latents,
+    "vary": lambda: ffs.vary(_cuda(N, 3, D), [ffs.Axis.between(_direction(), 5)], neutral=_direction()).latents,
+    "true_shares(bayes)": lambda: ffs.true_shares(_confusion(), _ids()[:G], "bayes", draws=3).shares,
+}
+
+
+def _generation(strategy: ffs.Strategy) -> Any:
+    proposal, state = strategy.ask(strategy.init(_cuda(G, N, D), 0))
+    yes = torch.ones(G, N, dtype=torch.bool, device="cuda")
+    return tuple(strategy.tell(state, proposal, ffs.Evaluation(_cuda(G, N), yes, yes, yes, _cuda(G, N, 2))))
+
+
+def _direction(*shape: int) -> ffs.Direction:
+    return ffs.Direction(_cuda(*(shape or (D,))), *torch.ones(3, device="cuda").unbind(), name="x")
+
+
+def _published() -> dict[str, ffs.Direction]:
+    names = ("smile", "scream", "disgust", "squint", "surprise", "pose", "illumination")
+    return dict.fromkeys(names, _direction())
+
+
+def _screen() -> ffs.Screen:
+    shapes = {"in": (2, D, 5), "mid": (2, 5, 5), "out": (2, 5, 4)}
+    weights = {k: _cuda(*s) for k, s in shapes.items()} | {f"{k}_bias": _cuda(2, 1, s[2]) for k, s in shapes.items()}
+    weights |= {f"scale.{a}": _cuda() for a in GROUPS.attributes} | {f"bias.{a}": _cuda(2) for a in GROUPS.attributes}
+    return ffs.Screen(_cuda(D), _cuda(D), weights, GROUPS.attributes, {}, {}, (D,))
+
+
+def _confusion() -> ffs.Confusion:
+    return ffs.fit_confusion(GROUPS, _ids(), _ids())
+
+
+def _archive() -> ffs.Archive:
+    n = _ids()
+    return ffs.Archive(_cuda(N, D), n, n, n, n, n, _cuda(N), _cuda(N), _cuda(N), _cuda(N, 8), n, n, {})
+
+
+def _face_fitness(space: Any) -> ffs.FaceFitness:
+    found = ffs.Detections(_cuda(N), _cuda(N, 4), _cuda(N, 5, 2))
+    return ffs.face_fitness(
+        _generator(),
+        _labeller(),
+        GROUPS,
+        ["female", {"dark": 1.0}],
+        space=space,
+        terms=dict.fromkeys((ffs.log_target, ffs.typicality, ffs.identity_novelty, ffs.face_quality), 1.0),
+        embedder=CompactEmbedder(_net({"embedding": 8})),
+        detector=lambda images: found,
+        measures=["tone", "yaw"],
+    )
+
+
 def _wrapped() -> Any:
     return ffs.wrap_generator(
         map=lambda z: z * 2,
@@ -190,9 +283,12 @@ def test_every_public_tensor_function_is_listed() -> None:
         "read_state_dict",
         "save_generator",
         "wrap_labeller",
+        "expected_coverage",
+        "expected_value",
     }
     known = {name.split("(")[0] for name in (*CASES, *SYNCS_ON_PURPOSE)} | without_tensors
     known |= {"from_uint8", "ita_band"}  # inside the cases "to_uint8" and "ita"
+    known |= {"log_target", "typicality", "identity_novelty", "face_quality", "yaw"}  # inside "face_fitness"
     functions = {
         name for name in ffs.__all__ if name.islower() and callable(getattr(ffs, name)) and not name.startswith("load_")
     }

@@ -184,6 +184,110 @@ def test_ids_without_a_group_are_refused(pipeline) -> None:
             pipeline.latents(ids, torch.tensor([0]))
 
 
+# --- ways to sample, identities, variations -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["gaussian", "screen", "reject", "evolve"])
+def test_every_method_fills_the_quota_with_confirmed_faces(pipeline, method: str) -> None:
+    sample = pipeline.sample(
+        {"light-male": 1, "dark": 3}, n=16, seed=3, method=method, verify=True, strategy=SEARCH, progress=False
+    )
+    assert not sample.short
+    assert sample.verified
+    assert sample.method == method
+    assert pipeline.groups.count(sample.group_ids).tolist() == [0, 4, 0, 0, 6, 6]
+    assert torch.equal(pipeline.assign(sample.images), sample.group_ids)
+    assert bool((sample.synthesized >= pipeline.groups.count(sample.group_ids)).all())
+    again = pipeline.generator.synthesize(ffs.to_layers(pipeline.generator, sample.latents))
+    torch.testing.assert_close(again, sample.images, atol=1e-4, rtol=0)
+    repeat = pipeline.sample(
+        {"light-male": 1, "dark": 3}, n=16, seed=3, method=method, verify=True, strategy=SEARCH, progress=False
+    )
+    torch.testing.assert_close(repeat.latents, sample.latents)
+
+
+SEARCH = ffs.genetic(population=24)
+
+
+@pytest.mark.parametrize("method", ["screen", "reject"])
+def test_natural_draws_can_be_made_again_by_their_index(pipeline, method: str) -> None:
+    sample = pipeline.sample("balanced", n=12, seed=5, method=method, progress=False)
+    stream = ffs.screening.SCREEN_STREAM if method == "screen" else 0
+    z = ffs.normals(5, sample.index, pipeline.generator.z_dim, stream=stream)
+    torch.testing.assert_close(pipeline.generator.map(z)[:, 0], sample.latents)
+    if method == "screen":
+        guessed = pipeline.groups.assign(pipeline.screen.probabilities(sample.latents), pipeline.min_confidence)
+        assert torch.equal(guessed, sample.group_ids)
+        assert not sample.verified
+        assert torch.equal(sample.synthesized, pipeline.groups.count(sample.group_ids))
+
+
+def test_a_search_keeps_its_lineage_and_can_be_short(pipeline) -> None:
+    sample = pipeline.sample(
+        ["light-female", "dark-male"], n=60, seed=1, method="evolve", strategy=SEARCH, max_syntheses=96, progress=False
+    )
+    assert sample.archive is not None
+    assert len(sample.archive) == len(sample)
+    assert int(sample.synthesized.sum()) <= 96
+    assert set(sample.short) <= {0, 5}
+    assert sum(sample.short.values()) == 60 - len(sample)
+
+
+@pytest.fixture(scope="module")
+def with_embedder(world, pipeline) -> ffs.Pipeline:
+    parts = (pipeline.generator, pipeline.labeller, pipeline.groups, pipeline.bank, pipeline.subspace)
+    return ffs.Pipeline(*parts, pipeline.gaussians, embedder=world.embedder)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "screen", "evolve"])
+def test_new_identities_only(with_embedder, method: str) -> None:
+    threshold = 0.75
+    sample = with_embedder.sample(
+        "dark-male", n=20, seed=2, method=method, verify=True, threshold=threshold, strategy=SEARCH, progress=False
+    )
+    assert not sample.short
+    cosine = with_embedder.embedder(sample.images) @ with_embedder.embedder(sample.images).T
+    assert float(cosine.fill_diagonal_(-1).max()) < threshold
+
+
+def test_unique_keeps_the_first_of_each_identity(with_embedder) -> None:
+    sample = with_embedder.sample("dark", n=30, seed=2, progress=False)
+    twice = sample[torch.arange(30).repeat(2)]
+    kept = with_embedder.unique(twice, threshold=0.999)
+    assert torch.equal(kept.index, sample.index)
+    strict = with_embedder.unique(sample)
+    assert 0 < len(strict) <= len(with_embedder.unique(sample, 0.9)) <= 30
+
+
+def test_the_threshold_holds_its_false_match_rate(world, with_embedder) -> None:
+    threshold = with_embedder.threshold(1e-3, n=1000)
+    z = ffs.draw_latents(world.generator, 77, 0, 600)
+    embeddings = ffs.embed(world.embedder, world.generator.synthesize(world.generator.map(z)), progress=False)
+    scores = ffs.impostor_scores(embeddings).scores
+    assert 1e-4 < float((scores >= float(threshold)).float().mean()) < 4e-3
+
+
+def test_variations_of_a_sample(world, with_embedder) -> None:
+    sample = with_embedder.sample("dark-male", n=2, seed=0, progress=False)
+    axes = [ffs.Axis(world.directions["yaw"], (-1.0, 1.0))]
+    varied = with_embedder.vary(sample, axes, threshold=0.5)
+    assert varied.latents.shape == (2, 2, 100)
+    assert varied.images.shape[-3:] == (3, 64, 64)
+
+
+def test_requests_that_do_not_fit_together(pipeline, with_embedder) -> None:
+    with pytest.raises(DataError, match="unknown method"):
+        pipeline.sample("dark", method="magic")
+    with pytest.raises(DataError, match="the bank's truncation"):
+        pipeline.sample("dark", method="screen", truncation_psi=0.7)
+    with pytest.raises(DataError, match="verify=True"):
+        with_embedder.sample("dark", threshold=0.7)
+    with pytest.raises(DataError, match="compared by an embedder"):
+        pipeline.sample("dark", verify=True, threshold=0.7)
+    with pytest.raises(DataError, match="compared by an embedder"):
+        pipeline.unique(pipeline.sample("dark", n=2, progress=False), 0.7)
+
+
 # --- accept / reject ----------------------------------------------------------------------------------------------
 
 

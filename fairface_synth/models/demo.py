@@ -1,7 +1,7 @@
-"""The bundled world: a small face generator with a labeller, a judge and an embedder, all offline.
+"""The bundled world: a small face generator with a labeller, a judge, an embedder and directions, all offline.
 
 Where the weights come from, how noisy the labels are and what must not be concluded: docs/demo_world.md.
-Every network of ours here is made by examples/train_demo_models.py.
+Every network of ours here is made by examples/train_demo_models.py, the directions by examples/fit_demo_directions.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ShapeError
 from ..latents import truncate
+from ..variations import Axis, Direction
 from .layers import brief
 from .pretrained import check_images, resize
 from .protocols import NoiseMode
@@ -196,12 +197,16 @@ class DemoWorld:
         labeller: perceived gender, apparent skin tone, apparent age. Use it to select.
         judge: the same attributes from other teachers, seed and split. Use it to score what the labeller selected.
         embedder: unit identity vectors [n, 256].
+        directions: of w, for `edit` and `vary`: "yaw" (positive: nose to the viewer's right), "mouth opening",
+            "illumination side" (positive: brighter on the viewer's right), "illumination level" and "age" (apparent
+            age, from the labeller). In float32.
     """
 
     generator: DCGANGenerator
     labeller: CompactLabeller
     judge: CompactLabeller
     embedder: CompactEmbedder
+    directions: Mapping[str, Direction]
 
 
 def load_demo(device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> DemoWorld:
@@ -209,7 +214,7 @@ def load_demo(device: torch.device | str | None = None, dtype: torch.dtype = tor
 
     Args:
         device: where the networks live; CPU by default.
-        dtype: compute type of all four; torch.bfloat16 is several times faster where the hardware has it.
+        dtype: compute type of the four networks; torch.bfloat16 is several times faster where the hardware has it.
     """
     device = torch.device("cpu") if device is None else torch.device(device)
     nets = {name: _load_net(name) for name in ("labeller", "judge", "embedder")}
@@ -218,10 +223,36 @@ def load_demo(device: torch.device | str | None = None, dtype: torch.dtype = tor
         labeller=CompactLabeller(*nets["labeller"]),
         judge=CompactLabeller(*nets["judge"]),
         embedder=CompactEmbedder(nets["embedder"][0]),
+        directions={name: d.to(device) for name, d in _load_directions().items()},
     )
     for model in (world.generator, world.labeller, world.judge, world.embedder):
         model.eval().requires_grad_(False).to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
     return world
+
+
+def demo_axes(directions: Mapping[str, Direction]) -> tuple[Axis, ...]:
+    """45 variations for the bundled world, in place of `published_axes`, whose expressions it does not have.
+
+    20 yaws and 20 illumination sides spread as the published poses and illuminations are, and five mouth openings from
+    shut to open. The scales are wider than the published 0.75 and 1.25, since the class means here are of quartiles.
+
+    Args:
+        directions: those of `load_demo`.
+    """
+    return (
+        Axis.spread(directions["yaw"], 20, 1.5),
+        Axis.spread(directions["illumination side"], 20, 2.0),
+        Axis.between(directions["mouth opening"], 5, 2.5),
+    )
+
+
+def _load_directions() -> dict[str, Direction]:
+    config, tensors = _read_weights("directions")
+    directions = {}
+    for name, fit in config.items():
+        fields: dict[str, Any] = {k: tensors[f"{name}/{k}"] for k in ("normal", "neg_mean", "pos_mean", "offset")}
+        directions[name] = Direction(**fields, **fit, name=name)
+    return directions
 
 
 def _read_weights(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
