@@ -312,7 +312,7 @@ def estimate(value: Tensor, low: Tensor, high: Tensor, scale: float = 1.0) -> st
     return f"{scale * float(value):.{digits}f} [{scale * float(low):.{digits}f}, {scale * float(high):.{digits}f}]"
 
 
-def never_seen(bench: Bench, natural: ffs.Accepted, wanted: int = 100) -> str:
+def never_seen(bench: Bench, natural: ffs.Accepted, wanted: int = 60) -> str:
     """A conjunction that hardly ever occurs: how often, and what evolution and screening need for it."""
     world, target = bench.world, "light-female-older"
     groups = bench.bank.groups(["skin_tone", "gender", "age"])
@@ -340,7 +340,7 @@ def never_seen(bench: Bench, natural: ffs.Accepted, wanted: int = 100) -> str:
             groups,
             [target],
             detector=bench.detector,
-            detect="all" if "walk" in name else "successes",
+            detect="successes",
             embedder=world.embedder if unique else None,
             min_confidence=GATE,
         )
@@ -349,7 +349,7 @@ def never_seen(bench: Bench, natural: ffs.Accepted, wanted: int = 100) -> str:
             fitness,
             torch.tensor([wanted]),
             prior=fitness.prior(6),
-            max_evaluations=400 * wanted,
+            max_evaluations=200 * wanted,
             threshold=bench.threshold if unique else None,
         )
         if len(archive) == 0:

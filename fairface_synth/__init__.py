@@ -36,16 +36,27 @@ from .images import from_uint8, ita, ita_band, rgb_to_lab, save_images, to_uint8
 from .label_noise import Confusion, CorrectedQuota, TrueShares, corrected_quota, fit_confusion, true_shares
 from .latents import LatentBank, draw_latents, label_latents, normals, to_layers, truncate
 from .models.checkpoints import load_discriminator, load_generator, read_state_dict, save_generator
-from .models.demo import load_demo
+from .models.demo import demo_axes, load_demo
 from .models.facenet import Detections, align_faces, load_detector, load_embedder
 from .models.fairface import load_labeller
 from .models.protocols import Embedder, Generator, Labeller, wrap_generator, wrap_labeller
 from .pipeline import Pipeline, PipelineReport, Sample
-from .qd import Explored, cvt_centroids, explore, map_elites
 from .quality import KID, PRDC, Estimate, expected_coverage, kid, prdc
 from .reports import GroupShares, group_shares, markdown_table, wilson_interval
 from .screening import Accepted, Screen, fit_screen, reject, screen
-from .strategies import Evaluation, Proposal, Strategy, branching_walk, cem, genetic, snes
+from .strategies import (
+    Evaluation,
+    Explored,
+    Proposal,
+    Strategy,
+    branching_walk,
+    cem,
+    cvt_centroids,
+    explore,
+    genetic,
+    map_elites,
+    snes,
+)
 from .subspaces import Subspace, fit_subspace, lift, project
 from .variations import (
     Axis,
@@ -112,6 +123,7 @@ __all__ = [
     "compose",
     "corrected_quota",
     "cvt_centroids",
+    "demo_axes",
     "draw_latents",
     "edit",
     "embed",

@@ -1,6 +1,6 @@
 """Evolutionary search for faces of rare groups: the driver `evolve` and its `Archive`.
 
-`evolve` knows neither generators nor labellers: it drives a strategy (strategies.py, qd.py) with any `Fitness`;
+`evolve` knows neither generators nor labellers: it drives a strategy (strategies/) with any `Fitness`;
 `face_fitness` (fitness.py) makes one from a generator, a labeller and terms that are added up.
 
 A search exploits whatever labels it: score what it found with another network, and count its roots.
@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ def evolve(
     fitness: Fitness,
     quota: Tensor,
     *,
-    prior: Prior,
+    prior: Prior | None = None,
     seed: int = 0,
     threshold: Threshold | float | None = None,
     max_evaluations: int | None = None,
@@ -177,12 +177,13 @@ def evolve(
     searched beside it (without `threshold`, which compares across groups), and stopping and resuming changes nothing.
 
     Args:
-        strategy: see strategies.py.
+        strategy: see `fairface_synth.strategies`.
         fitness: see `Fitness`; for faces `face_fitness`.
         quota: wanted number for each target, int64 [G].
         prior: (index [n], stream [n]) → latents [n, *shape], a pure function of both (which may lie on another device
-            than the latents): fresh individuals. The stream is the group's row.
-        seed: of the search; the prior has its own.
+            than the latents): fresh individuals. The stream is the group's row. None: `fitness.prior(seed)`, which
+            `face_fitness` has.
+        seed: of the search, and of the default prior.
         threshold: admit a success only if its largest cosine to all members of all groups, and to those before it in
             its batch, is below this (see `threshold_at_fmr`). None: identities are not compared, and a search finds
             many near-duplicates.
@@ -207,6 +208,12 @@ def evolve(
     if names is not None and quota.shape != (len(names),):
         raise ShapeError("not one quota for each target", expected=[len(names)], got=list(quota.shape))
     _check_request(quota, seed, threshold, max_evaluations, patience, batch_size)
+    if prior is None:
+        if not hasattr(fitness, "prior"):
+            raise DataError(
+                "a search needs a prior", expected="prior= (index [n], stream [n]) → latents [n, *shape]", got=None
+            )
+        prior = cast(Prior, fitness.prior(seed))
     budget = 200 * int(quota.sum()) if max_evaluations is None else max_evaluations
     search = _Search(strategy, fitness, quota, prior, seed, threshold, patience, batch_size)
     if resume is not None:

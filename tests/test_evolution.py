@@ -21,8 +21,7 @@ from fairface_synth.fitness import (
     typicality,
     yaw,
 )
-from fairface_synth.qd import map_elites
-from fairface_synth.strategies import Proposal, Strategy, branching_walk, cem, genetic, snes
+from fairface_synth.strategies import Proposal, Strategy, branching_walk, cem, genetic, map_elites, snes
 
 D = 4
 
@@ -715,6 +714,16 @@ def test_the_prior_s_rows_stand_alone() -> None:
     assert not torch.equal(draw(index, stream), draw(index, stream + 1))
     bank = normals(3, index, 16)
     assert not torch.equal(draw(index, torch.zeros(10, dtype=torch.int64)), bank)
+
+
+def test_faces_bring_their_own_prior() -> None:
+    fitness, quota = _fitness(["dark"]), torch.tensor([4])
+    own, given = (
+        evolve(genetic(16), fitness, quota, prior=prior, seed=2, progress=False) for prior in (None, fitness.prior(2))
+    )
+    assert torch.equal(own.latents, given.latents)
+    with pytest.raises(DataError, match="a search needs a prior"):
+        evolve(genetic(16), lambda latents, rows, known: None, quota, progress=False)
 
 
 RARE = [("z", branching_walk(population=32), "female-light"), ("w+", genetic(32), "female-light-older")]

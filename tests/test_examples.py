@@ -41,6 +41,18 @@ def test_the_demo_writes_everything_it_promises(tmp_path, monkeypatch, capsys) -
     assert str(out) in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_rare_groups_example_runs(tmp_path, monkeypatch, capsys) -> None:
+    sizes = ["--latents", "2500", "--faces", "6"]
+    monkeypatch.setattr(sys, "argv", ["rare_groups.py", "--out", str(tmp_path), *sizes])
+    _load("rare_groups")
+    for name in ("methods.png", "pairs.png", "evolution.png", "variations.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    printed = capsys.readouterr().out
+    for method in ("reject", "screen", "gaussian", "evolve"):
+        assert f"| {method}" in printed
+
+
 def test_latent_class_recovers_a_simulated_truth() -> None:
     training = _load("train_demo_models")
     rng = torch.Generator().manual_seed(0)

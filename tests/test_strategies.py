@@ -14,10 +14,21 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairface_synth import qd, strategies
 from fairface_synth.errors import DataError, ShapeError
-from fairface_synth.qd import cvt_centroids, map_elites
-from fairface_synth.strategies import Evaluation, Proposal, Strategy, branching_walk, cem, genetic, snes
+from fairface_synth.strategies import (
+    Evaluation,
+    Proposal,
+    Strategy,
+    branching_walk,
+    cem,
+    cvt_centroids,
+    genetic,
+    map_elites,
+    optimisers,
+    qd,
+    snes,
+    walk,
+)
 from fairface_synth.subspaces import Subspace, lift, project
 
 Evaluate = Callable[[Proposal], Evaluation]
@@ -396,7 +407,7 @@ def in_order(visited: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
 def test_walk_of_one_visits_what_the_published_loop_visits(
     monkeypatch: pytest.MonkeyPatch, world: World, rules: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(strategies, "_steps", hashed_steps)
+    monkeypatch.setattr(walk, "steps", hashed_steps)
     pool = first((WALK_D,), 20, 1)[0]
     expected = published(pool, world, **rules)
     assert sum(depth > 1 for _, depth in expected) > 40
@@ -410,7 +421,7 @@ def test_walk_of_one_visits_what_the_published_loop_visits(
 def test_batched_walk_visits_the_same_individuals(
     monkeypatch: pytest.MonkeyPatch, population: int, lineages: int
 ) -> None:
-    monkeypatch.setattr(strategies, "_steps", hashed_steps)
+    monkeypatch.setattr(walk, "steps", hashed_steps)
     pool, world = first((WALK_D,), 20, 1)[0], World()
     for rules in ({"max_no_face": 10**6}, {"max_no_face": 10**6, "max_pops": 15}):
         strategy = branching_walk(population=population, lineages=lineages, max_queue=600, **rules)
@@ -419,7 +430,7 @@ def test_batched_walk_visits_the_same_individuals(
 
 
 def test_batched_walk_overshoots_the_end_of_a_lineage_by_less_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategies, "_steps", hashed_steps)
+    monkeypatch.setattr(walk, "steps", hashed_steps)
     pool, world = first((WALK_D,), 20, 1)[0], World(faceless=0.2)
     expected = published(pool, world, max_no_face=4)
     visited, _ = walked(branching_walk(population=5, max_queue=600, max_no_face=4), pool, world, 5_000)
@@ -474,7 +485,7 @@ def test_documented_capacity_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     children, max_pops, pool = 3, 7, first((WALK_D,), 1, 1)[0]
     capacity = (children - 1) * max_pops + children + 1
     # All children lie further out than their parents.
-    monkeypatch.setattr(strategies, "_norm", lambda x: torch.full(x.shape[:3], float(x.shape[2])))
+    monkeypatch.setattr(walk, "norm", lambda x: torch.full(x.shape[:3], float(x.shape[2])))
     for room, lost in ((capacity, 0), (capacity - 1, 1)):
         strategy = branching_walk(population=1, children=children, max_pops=max_pops, max_queue=room)
         _, history = walked(strategy, pool, Everyone(), 100)
@@ -593,7 +604,7 @@ def test_slerp_keeps_to_the_arc(t: float, seed: int, apart: float) -> None:
     rng = torch.Generator().manual_seed(seed)
     a = torch.randn(2, 3, 5, generator=rng, dtype=torch.float64)
     b = a + apart * torch.randn(2, 3, 5, generator=rng, dtype=torch.float64)
-    x = strategies._slerp(a, b, torch.tensor(t, dtype=a.dtype))
+    x = optimisers._slerp(a, b, torch.tensor(t, dtype=a.dtype))
     norm = (1 - t) * a.norm(dim=2) + t * b.norm(dim=2)
     torch.testing.assert_close(x.norm(dim=2), norm, rtol=1e-6, atol=1e-9)
     angle = torch.arccos(torch.cosine_similarity(a, b, dim=2).clamp(-1, 1))
@@ -607,7 +618,7 @@ def test_sbx_has_its_spread_and_keeps_the_mean() -> None:
     one, two = torch.zeros(1, 200_000, 1, dtype=torch.float64), torch.ones(1, 200_000, 1, dtype=torch.float64)
     rng = torch.Generator().manual_seed(0)
     for eta in (5.0, 15.0):
-        beta = 1 - 2 * strategies._cross(one, two, "sbx", eta, rng)  # child = ((1 + β)·0 + (1 − β)·1) / 2
+        beta = 1 - 2 * optimisers._cross(one, two, "sbx", eta, rng)  # child = ((1 + β)·0 + (1 − β)·1) / 2
         below = beta <= 1
         assert float(below.double().mean()) == pytest.approx(0.5, abs=0.01)
         assert float(beta[below].mean()) == pytest.approx((eta + 1) / (eta + 2), abs=0.005)
@@ -652,7 +663,7 @@ def test_snes_stands_still_where_all_are_equal() -> None:
 @given(st.lists(st.sampled_from([-math.inf, 0.0, 1.0, 2.0]), min_size=2, max_size=12), st.randoms())
 def test_equals_share_their_utilities(values: list[float], random: Any) -> None:
     fitness = torch.tensor([values], dtype=torch.float64)
-    u = strategies._utilities(fitness)[0]
+    u = optimisers._utilities(fitness)[0]
     n = len(values)
     raw = np.maximum(0, np.log(n / 2 + 1) - np.log(np.arange(1, n + 1)))
     raw = raw / raw.sum() - 1 / n

@@ -1,30 +1,29 @@
-"""Quality diversity: MAP-Elites as a strategy, and pyribs' CMA-MAE driven over a subspace (extra `[qd]`)."""
+"""Quality diversity: MAP-Elites as a strategy, and centroidal cells for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import DataError, ShapeError
-from .strategies import (
+from ..errors import ShapeError
+from .base import (
     Evaluation,
     Proposal,
     Strategy,
-    _check,
-    _first_id,
-    _fitness,
-    _gather,
-    _like,
-    _pick,
-    _propose,
-    _steps,
-    _wide,
+    check,
+    checked_fitness,
+    first_id,
+    gather_rows,
+    like,
+    pick,
+    propose,
+    steps,
+    wide,
 )
-from .subspaces import Subspace, lift
 
 
 class ElitesState(NamedTuple):
@@ -82,23 +81,23 @@ def map_elites(
         DataError: arguments out of range.
         ShapeError: centroids that do not fit, or an evaluation without the m measures.
     """
-    _check(population >= 1, "population ≥ 1", population)
+    check(population >= 1, "population ≥ 1", population)
     _check_ranges(low, high)
     size = len(low)
     if centroids is None:
-        _check(len(cells) == size and min(cells) >= 1, f"a number of cells ≥ 1 for each of {size} measures", cells)
+        check(len(cells) == size and min(cells) >= 1, f"a number of cells ≥ 1 for each of {size} measures", cells)
     elif centroids.ndim != 2 or centroids.shape[1] != size:
         raise ShapeError("centroids do not fit the ranges", expected=f"[C, {size}]", got=list(centroids.shape))
     total = math.prod(cells) if centroids is None else len(centroids)
     centres = None if centroids is None else _unit(centroids, low, high)
 
     def init(x0: Tensor, start: Tensor | int = 0) -> ElitesState:
-        first = _first_id(x0, start, population)
+        first = first_id(x0, start, population)
         none = torch.full((len(first), total), -1, dtype=torch.int64, device=x0.device)
         return ElitesState(
             latents=x0.new_zeros(*none.shape, *x0.shape[2:]),
-            fitness=torch.full(none.shape, -math.inf, dtype=_wide(x0), device=x0.device),
-            measures=torch.zeros(*none.shape, size, dtype=_wide(x0), device=x0.device),
+            fitness=torch.full(none.shape, -math.inf, dtype=wide(x0), device=x0.device),
+            measures=torch.zeros(*none.shape, size, dtype=wide(x0), device=x0.device),
             id=none,
             root=none,
             depth=none,
@@ -111,23 +110,24 @@ def map_elites(
     def ask(state: ElitesState, rng: torch.Generator | None = None) -> tuple[Proposal, ElitesState]:
         occupied = state.fitness > -math.inf
         none = ~occupied.any(1, keepdim=True)
-        chosen = _pick(occupied, 2 * population, rng)
+        chosen = pick(occupied, 2 * population, rng)
         fallback = torch.randint(population, chosen.shape, generator=rng, device=chosen.device)
-        x = torch.where(_like(none, state.latents), _gather(state.first, fallback), _gather(state.latents, chosen))
+        fresh, elite = gather_rows(state.first, fallback), gather_rows(state.latents, chosen)
+        x = torch.where(like(none, elite), fresh, elite)
         one, two = x.split(population, dim=1)
-        step = _steps(one, 1, "gaussian", iso, rng).squeeze(2)
+        step = steps(one, 1, "gaussian", iso, rng).squeeze(2)
         along = torch.randn(one.shape[:2], generator=rng, dtype=one.dtype, device=one.device)
-        children = one + step + line * _like(along, one) * (two - one)
+        children = one + step + line * like(along, one) * (two - one)
         chosen = chosen[:, :population]
         own = state.first_id.unsqueeze(1) + fallback[:, :population]
         parent, root = (torch.where(none, own, field.gather(1, chosen)) for field in (state.id, state.root))
         depth = state.depth.gather(1, chosen).masked_fill(none, 0) + 1
-        return _propose(state, state.first, children, parent, root, depth)
+        return propose(state, state.first, children, parent, root, depth)
 
     def tell(
         state: ElitesState, proposal: Proposal, evaluation: Evaluation, rng: torch.Generator | None = None
     ) -> ElitesState:
-        fitness = _fitness(proposal, evaluation, state.fitness.dtype)
+        fitness = checked_fitness(proposal, evaluation, state.fitness.dtype)
         measures = evaluation.measures.to(state.measures.dtype)
         if measures.shape != (*fitness.shape, size):
             raise ShapeError("measures do not fit", expected=[*fitness.shape, size], got=list(measures.shape))
@@ -139,7 +139,7 @@ def map_elites(
         new, winner = winner >= 0, winner.clamp_min(0)
 
         def elites(candidates: Tensor, held: Tensor) -> Tensor:
-            return torch.where(_like(new, held), _gather(candidates, winner), held)
+            return torch.where(like(new, held), gather_rows(candidates, winner), held)
 
         return state._replace(
             latents=elites(proposal.latents, state.latents),
@@ -179,7 +179,7 @@ def cvt_centroids(
     """
     _check_ranges(low, high)
     samples = 100 * cells if samples is None else samples
-    _check(1 <= cells <= samples and iterations >= 1, "1 ≤ cells ≤ samples, iterations ≥ 1", f"{cells}, {samples}")
+    check(1 <= cells <= samples and iterations >= 1, "1 ≤ cells ≤ samples, iterations ≥ 1", f"{cells}, {samples}")
     x = torch.rand(samples, len(low), generator=rng, device=rng.device if rng is not None else None)
     centres = x[:cells]
     for _ in range(iterations):
@@ -189,115 +189,6 @@ def cvt_centroids(
         centres = torch.where(count > 0, mean, centres)
     bottom, top = (torch.tensor(edge, dtype=x.dtype, device=x.device) for edge in (list(low), list(high)))
     return bottom + centres * (top - bottom)
-
-
-class Explored(NamedTuple):
-    """Elites that `explore` found, fittest first.
-
-    Attributes:
-        latents: [n, *shape].
-        coordinates: [n, m], theirs in the subspace.
-        fitness: [n].
-        measures: [n, k].
-    """
-
-    latents: Tensor
-    coordinates: Tensor
-    fitness: Tensor
-    measures: Tensor
-
-
-def explore(
-    fitness: Callable[[Tensor, Tensor], Any],
-    subspace: Subspace,
-    *,
-    low: Sequence[float],
-    high: Sequence[float],
-    cells: Sequence[int],
-    minimum: float,
-    row: int = 0,
-    iterations: int = 100,
-    emitters: int = 4,
-    population: int = 36,
-    sigma: float = 0.5,
-    learning_rate: float = 0.01,
-    seed: int = 0,
-) -> Explored:
-    """CMA-MAE (Fontaine & Nikolaidis 2023) over the coordinates of a subspace, with pyribs.
-
-    pyribs is stateful and runs on the CPU, so this is a loop of its own and no `Strategy`. A subspace of a few
-    coordinates is what makes a full covariance affordable. Latents are `lift(subspace, coordinates, "mean")`: what the
-    coordinates do not say is the average face's.
-
-    Args:
-        fitness: (latents [n, *shape], rows int64 [n]) → an object with `.fitness` [n] and `.measures` [n, k], tensors.
-            Candidates whose fitness or measures are not finite count as the worst.
-        subspace: searched from its mean.
-        low, high: range of each of the k measures. What lies outside counts to the outermost cells.
-        cells: number of cells along each measure.
-        minimum: fitness that an elite has to exceed.
-        row: what `rows` is filled with: the target.
-        iterations: generations; each evaluates emitters · population candidates.
-        emitters: independent CMA-ES searches that share an archive.
-        population: candidates of each emitter and generation.
-        sigma: step size at the start, in units of the coordinates (those of "lda" have unit variance within a group).
-        learning_rate: how fast a cell's threshold follows its elites, in [0, 1]: 0 is CMA-ES, 1 is CMA-ME.
-        seed: of the emitters.
-
-    Raises:
-        DataError: pyribs is missing, or arguments out of range.
-        ShapeError: the evaluation does not fit.
-    """
-    _check_ranges(low, high)
-    _check(len(cells) == len(low) and min(cells) >= 1, f"a number of cells ≥ 1 for each of {len(low)} measures", cells)
-    _check(math.isfinite(minimum), "a finite minimum", minimum)
-    _check(iterations >= 1 and emitters >= 1 and population >= 2, "iterations, emitters ≥ 1, population ≥ 2", None)
-    _check(sigma > 0 and 0 <= learning_rate <= 1, "sigma > 0, learning_rate in [0, 1]", f"{sigma}, {learning_rate}")
-    try:
-        from ribs.archives import GridArchive
-        from ribs.emitters import EvolutionStrategyEmitter
-        from ribs.schedulers import Scheduler
-    except ImportError as error:
-        raise DataError("CMA-MAE needs pyribs", fix="pip install 'fairface_synth[qd]'") from error
-    grid: dict[str, Any] = {
-        "solution_dim": subspace.dim,
-        "dims": list(cells),
-        "ranges": list(zip(low, high, strict=True)),
-        "threshold_min": minimum,
-    }
-    archive = GridArchive(**grid, learning_rate=learning_rate)
-    start = [0.0] * subspace.dim
-    searches = [
-        EvolutionStrategyEmitter(
-            archive,
-            x0=start,
-            sigma0=sigma,
-            ranker="imp",
-            selection_rule="mu",
-            restart_rule="basic",
-            batch_size=population,
-            seed=seed + i,
-        )
-        for i in range(emitters)
-    ]
-    # The archive that steers the search forgets; this one keeps the best of each cell.
-    elites = GridArchive(**grid, learning_rate=1.0)
-    scheduler = Scheduler(archive, searches, result_archive=elites)
-    mean = subspace.mean
-    for _ in range(iterations):
-        coordinates = torch.as_tensor(scheduler.ask(), dtype=mean.dtype, device=mean.device)
-        rows = torch.full((len(coordinates),), row, dtype=torch.int64, device=mean.device)
-        scheduler.tell(*_finite(fitness(lift(subspace, coordinates, "mean"), rows), rows, low, minimum))
-    found = elites.data()
-    order = found["objective"].argsort()[::-1].copy()
-    coordinates, values, measures = (
-        torch.as_tensor(found[name][order], dtype=mean.dtype, device=mean.device)
-        for name in ("solution", "objective", "measures")
-    )
-    return Explored(lift(subspace, coordinates, "mean"), coordinates, values, measures)
-
-
-# --- details ---------------------------------------------------------------------------------------------------------
 
 
 def _unit(measures: Tensor, low: Sequence[float], high: Sequence[float]) -> Tensor:
@@ -327,21 +218,6 @@ def _winners(fitness: Tensor, cell: Tensor, held: Tensor) -> Tensor:
     return first.where(first < slots, -1)
 
 
-def _finite(evaluation: Any, rows: Tensor, low: Sequence[float], minimum: float) -> tuple[Any, Any]:
-    """Fitness and measures as pyribs wants them, numpy and finite."""
-    fitness, measures = evaluation.fitness, evaluation.measures
-    if fitness.shape != rows.shape or measures.shape != (len(rows), len(low)):
-        raise ShapeError(
-            "the evaluation does not fit",
-            expected=f"fitness [{len(rows)}], measures [{len(rows)}, {len(low)}]",
-            got=f"fitness {list(fitness.shape)}, measures {list(measures.shape)}",
-        )
-    fitness, measures = fitness.detach().double().cpu(), measures.detach().double().cpu()
-    known = fitness.isfinite() & measures.isfinite().all(1)
-    worst = fitness.where(known, minimum).clamp(max=minimum).min() - 1
-    return fitness.where(known, worst).numpy(), measures.nan_to_num(0.0, 0.0, 0.0).numpy()
-
-
 def _check_ranges(low: Sequence[float], high: Sequence[float]) -> None:
     ok = 0 < len(low) == len(high) and all(-math.inf < a < b < math.inf for a, b in zip(low, high, strict=True))
-    _check(ok, "low < high, finite, one each for every measure", f"low={list(low)}, high={list(high)}")
+    check(ok, "low < high, finite, one each for every measure", f"low={list(low)}, high={list(high)}")
