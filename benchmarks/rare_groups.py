@@ -10,7 +10,6 @@ rejection), whose second half is itself scored, as the row "natural rejection".
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from torch import Tensor
 import fairface_synth as ffs
 
 GATE = 0.7
-PUBLISHED_QUEUE = 2 * 5000 + 4  # none of the published walk's children are dropped
-STRICT = {"min_confidence": 0.85, "min_face": 0.95}
+STRICT = {"min_confidence": 0.9, "min_face": 0.97}
+FMR = 1e-4
 
 
 @dataclass
@@ -42,32 +41,38 @@ class Made:
 class Scored:
     """Figures of one method, [G] each; Estimates where there are intervals."""
 
+    seconds: float  # per 1,000 accepted faces, over all groups
     faces: list[int]
     cost: list[float]
-    seconds: list[float]
     hit: list[tuple[int, int]]
     found: list[float]
     distinct: list[float]
     roots: list[float]
-    kid: list[ffs.KID]
-    prdc: list[ffs.PRDC]
+    kid: list[ffs.KID | None]
+    prdc: list[ffs.PRDC | None]
 
 
 class Bench:
     """The bundled world, the fitted pipeline, and the natural faces that everything is compared with."""
 
-    def __init__(self, latents: int, faces: int) -> None:
+    def __init__(self, latents: int, faces: int, path: Path) -> None:
         self.world, self.detector, self.faces = ffs.load_demo(), ffs.load_detector(), faces
-        start = time.perf_counter()
-        bank = ffs.label_latents(self.world.generator, self.world.labeller, latents, detector=self.detector)
-        self.times = {f"labelling {latents:,} latents, with detections": time.perf_counter() - start}
+        self.mappings: dict[str, int] = {}
+        self.times: dict[str, float] = {}
+        bank = ffs.LatentBank.load(path) if path.exists() else None
+        if bank is None or len(bank) != latents:
+            start = time.perf_counter()
+            bank = ffs.label_latents(self.world.generator, self.world.labeller, latents, detector=self.detector)
+            self.times[f"labelling {latents:,} latents, with detections"] = time.perf_counter() - start
+            bank.save(path)
         self.pipeline = self.fit(bank, "lda")
         self.without_projection = self.fit(bank, "identity")
         self.groups, self.bank = self.pipeline.groups, bank
         start = time.perf_counter()
         self.screen = self.pipeline.screen
         self.times["fitting the screen"] = time.perf_counter() - start
-        self.threshold = self.pipeline.threshold(1e-3)
+        self.screen_of_all = ffs.fit_screen(bank)
+        self.threshold = self.pipeline.threshold(FMR)
 
     def fit(self, bank: ffs.LatentBank, method: str) -> ffs.Pipeline:
         return ffs.Pipeline.fit(
@@ -119,15 +124,15 @@ class Bench:
         sample = pipeline.sample("balanced", n=self.faces * len(self.groups), seed=2, progress=False)
         return Made(sample.images, sample.group_ids, sample.synthesized, time.perf_counter() - start)
 
+    def without(self, g: int) -> ffs.LatentBank:
+        """The bank without the latents whose most probable group is g: subspace and Gaussians never see them."""
+        return self.bank[(self.bank.group_ids(self.groups) != g).nonzero().squeeze(1)]
+
     def composed(self) -> Made:
-        """Each group in turn is treated as never seen, and composed from the others."""
+        """Each group in turn is taken out of the bank and composed from the others."""
+        blind = [self.fit(self.without(g), "lda") for g in range(len(self.groups))]
         start = time.perf_counter()
-        parts = []
-        for g, name in enumerate(self.groups.names):
-            model = ffs.compose(self.pipeline.gaussians, ids=[g])
-            p = self.pipeline
-            blind = ffs.Pipeline(p.generator, p.labeller, p.groups, p.bank, p.subspace, model)
-            parts.append(blind.sample(name, n=self.faces, seed=3, progress=False))
+        parts = [p.sample(g, n=self.faces, seed=3, progress=False) for g, p in enumerate(blind)]
         seconds = time.perf_counter() - start
         ids = torch.cat([p.group_ids for p in parts])
         return Made(torch.cat([p.images for p in parts]), ids, self.quota(self.faces), seconds)
@@ -136,8 +141,8 @@ class Bench:
         start = time.perf_counter()
         quota = self.quota(self.faces)
         generator, groups = self.world.generator, self.groups
-        found = ffs.screen(generator, self.screen, quota, 4, groups=groups, max_mappings=10_000_000, **gates)
-        self.times[f"mappings of the screen at {gates}"] = float(found.drawn[0])
+        found = ffs.screen(generator, self.screen, quota, 4, groups=groups, max_mappings=40_000_000, **gates)
+        self.mappings[str(gates)] = int(found.drawn[0])
         return Made(found.images, found.group_ids, found.synthesized, time.perf_counter() - start)
 
     def evolved(self, strategy: ffs.Strategy, unique: bool = False, **options: object) -> Made:
@@ -157,7 +162,7 @@ class Bench:
             self.quota(self.faces),
             prior=fitness.prior(5),
             threshold=self.threshold if unique else None,
-            max_evaluations=60 * self.faces * len(self.groups),
+            max_evaluations=15 * self.faces * len(self.groups),
         )
         print(archive.report(fitness.names))
         images = self.synthesize(fitness.w(archive.latents))
@@ -186,25 +191,22 @@ class Bench:
 
     def score(self, made: Made, reference: Tensor, reference_ids: Tensor) -> Scored:
         judged, found, embeddings = self.look(made.images)
-        table = Scored([], [], [], [], [], [], [], [], [])
-        total = int(made.synthesized.sum())
+        right = found & (judged == made.group_ids)
+        table = Scored(1000 * made.seconds / max(1, int(right.sum())), [], [], [], [], [], [], [], [])
         for g in range(len(self.groups)):
             mine = made.group_ids == g
-            n, hits = int(mine.sum()), judged[mine] == g
-            accepted = int((hits & found[mine]).sum())
-            share = int(made.synthesized[g]) / total
+            n, accepted = int(mine.sum()), int(right[mine].sum())
+            real = reference[reference_ids == g]
+            full = n == self.faces == len(real)  # coverage depends on the sizes: others are not comparable
             rng = torch.Generator().manual_seed(0)
             table.faces.append(n)
-            table.cost.append(int(made.synthesized[g]) / accepted if accepted else float("inf"))
-            table.seconds.append(1000 * made.seconds * share / accepted if accepted else float("inf"))
-            table.hit.append((int(hits.sum()), n))
+            table.cost.append(float(made.synthesized[g]) / accepted if accepted else float("inf"))
+            table.hit.append((int((judged[mine] == g).sum()), n))
             table.found.append(float(found[mine].float().mean()))
             table.distinct.append(1000 * int(ffs.unique(embeddings[mine], self.threshold).sum()) / max(1, n))
             table.roots.append(1000 * made.roots[g] / max(1, n) if made.roots else float("nan"))
-            real = reference[reference_ids == g]
-            if n > 10:
-                table.kid.append(ffs.kid(real, embeddings[mine], gamma=1.0))
-                table.prdc.append(ffs.prdc(real, embeddings[mine], resamples=40, rng=rng))
+            table.kid.append(ffs.kid(real, embeddings[mine], gamma=1.0) if full else None)
+            table.prdc.append(ffs.prdc(real, embeddings[mine], resamples=40, rng=rng) if full else None)
         return table
 
 
@@ -212,17 +214,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faces", type=int, default=500, help="faces of each group and method")
     parser.add_argument("--latents", type=int, default=20_000, help="size of the labelled bank")
+    parser.add_argument("--rare", type=int, default=60, help="faces of the combination that hardly ever occurs")
     parser.add_argument("--only", nargs="*", help="methods whose name contains one of these")
+    parser.add_argument("--bank", type=Path, default=Path("out/bank.safetensors"), help="kept there between runs")
     parser.add_argument("--out", type=Path, default=Path("out/rare_groups"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(args.latents, args.faces)
+    bench = Bench(args.latents, args.faces, args.bank)
 
     found, seconds = bench.natural(2 * args.faces)
     reference, reference_ids, natural = bench.halves(found, seconds)
     methods: dict[str, Callable[[], Made]] = {
         "natural rejection": lambda: natural,
-        "branching walk, Z (published)": lambda: bench.evolved(ffs.branching_walk(max_queue=PUBLISHED_QUEUE)),
+        "branching walk, Z": lambda: bench.evolved(ffs.branching_walk()),
         "Gaussians, LDA": lambda: bench.gaussians(bench.pipeline),
         "Gaussians, no projection": lambda: bench.gaussians(bench.without_projection),
         "composition": bench.composed,
@@ -247,15 +251,15 @@ def main() -> None:
         print(
             f"{made.seconds:.0f} s, syntheses per accepted face {[round(c, 2) for c in scores[name].cost]}", flush=True
         )
-    text = report(bench, scores, found, args.faces) + "\n\n" + never_seen(bench, found)
+    text = report(bench, scores, found, args.faces)
+    if "natural rejection" in scores:
+        text += "\n\n" + never_seen(bench, found, min(scores["natural rejection"].cost), args.rare)
     (args.out / "tables.md").write_text(text)
     print("\n" + text)
-    (args.out / "times.json").write_text(json.dumps(bench.times, indent=1))
 
 
 def report(bench: Bench, scores: dict[str, Scored], natural: ffs.Accepted, faces: int) -> str:
     names = bench.groups.names
-    draws = int(natural.drawn[0])
 
     def table(cell: Callable[[Scored, int], str]) -> str:
         rows = [[m, *(cell(s, g) if s.faces[g] > 10 else "–" for g in range(len(names)))] for m, s in scores.items()]
@@ -266,17 +270,25 @@ def report(bench: Bench, scores: dict[str, Scored], natural: ffs.Accepted, faces
         low, high = ffs.wilson_interval(torch.tensor(k), n)
         return f"{k / n:.2f} [{low:.2f}, {high:.2f}]"
 
+    def coverage(s: Scored, g: int) -> float:
+        figure = s.prdc[g]
+        return float("nan") if figure is None else float(figure.coverage.value)
+
     split = scores.get("natural rejection")
+    short = {m: s.faces for m, s in scores.items() if min(s.faces) < faces}
     parts = [
-        f"{faces} faces of every group and method; {describe_machine()}; {draws:,} natural draws.",
+        f"{faces} faces of every group and method; {describe_machine()}; {int(natural.drawn[0]):,} natural draws.",
         "Natural draws per face that labeller and detector confirm: "
-        + ", ".join(f"{n} {faces_needed(natural, g):.0f}" for g, n in enumerate(names))
+        + ", ".join(f"{n} {faces_needed(natural, g):.1f}" for g, n in enumerate(names))
         + ".",
         f"Two faces are one identity from a cosine of {bench.threshold}",
+        "Mappings: " + "; ".join(f"{n:,} for the screen at {gates}" for gates, n in bench.mappings.items()) + ".",
+        "Once: " + "; ".join(f"{what}, {seconds:.0f} s" for what, seconds in bench.times.items()) + ".",
+        *(f"Short: {m} found {', '.join(map(str, counts))}." for m, counts in short.items()),
         "### Syntheses per accepted face\n",
         table(lambda s, g: f"{s.cost[g]:.2f}"),
-        "### Seconds per 1,000 accepted faces\n",
-        table(lambda s, g: f"{s.seconds[g]:.0f}"),
+        "### Seconds per 1,000 accepted faces of the balanced set\n",
+        ffs.markdown_table(["method", "seconds"], [[m, f"{s.seconds:.0f}"] for m, s in scores.items()]),
         "### Hit rate by the judge\n",
         table(lambda s, g: rate(s.hit[g])),
         "### Detection rate\n",
@@ -286,18 +298,17 @@ def report(bench: Bench, scores: dict[str, Scored], natural: ffs.Accepted, faces
         "### First ancestors per 1,000 faces\n",
         table(lambda s, g: f"{s.roots[g]:.0f}" if s.roots[g] == s.roots[g] else "–"),
         "### KID × 1,000\n",
-        table(lambda s, g: estimate(s.kid[g].value, s.kid[g].low, s.kid[g].high, 1000)),
+        table(lambda s, g: interval(s.kid[g], 1000)),
         "### Density\n",
-        table(lambda s, g: estimate(*s.prdc[g].density)),
+        table(lambda s, g: interval(s.prdc[g] and s.prdc[g].density)),
         "### Coverage\n",
-        table(lambda s, g: estimate(*s.prdc[g].coverage)),
+        table(lambda s, g: interval(s.prdc[g] and s.prdc[g].coverage)),
     ]
     if split is not None:
         parts += [
             "### Coverage as a share of natural rejection's\n",
-            table(lambda s, g: f"{float(s.prdc[g].coverage.value / split.prdc[g].coverage.value):.2f}"),
+            table(lambda s, g: f"{coverage(s, g) / coverage(split, g):.2f}".replace("nan", "–")),
         ]
-    parts.append("Times: " + "; ".join(f"{k}: {v:,.0f}" for k, v in bench.times.items()))
     return "\n\n".join(part.rstrip("\n") for part in parts)
 
 
@@ -307,29 +318,39 @@ def faces_needed(natural: ffs.Accepted, g: int) -> float:
     return float(index.max() + 1) / len(index)
 
 
-def estimate(value: Tensor, low: Tensor, high: Tensor, scale: float = 1.0) -> str:
+def interval(figure: ffs.KID | ffs.Estimate | None, scale: float = 1.0) -> str:
+    """ "0.93 [0.91, 0.95]", or a dash."""
+    if figure is None:
+        return "–"
     digits = 1 if scale > 1 else 2
-    return f"{scale * float(value):.{digits}f} [{scale * float(low):.{digits}f}, {scale * float(high):.{digits}f}]"
+    value, low, high = (scale * float(x) for x in (figure.value, figure.low, figure.high))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def never_seen(bench: Bench, natural: ffs.Accepted, wanted: int = 60) -> str:
+def never_seen(bench: Bench, natural: ffs.Accepted, common: float, wanted: int) -> str:
     """A conjunction that hardly ever occurs: how often, and what evolution and screening need for it."""
     world, target = bench.world, "light-female-older"
     groups = bench.bank.groups(["skin_tone", "gender", "age"])
     g = groups.id(target)
-    draws = int(natural.drawn[0])
-    seen = total = 0
+    seen, total = 0, int(natural.drawn[0])
     with torch.no_grad():
-        for start in range(0, draws, 512):
-            size = min(512, draws - start)
-            z = ffs.draw_latents(world.generator, 1, start, size)
+        for start in range(0, total, 512):
+            z = ffs.draw_latents(world.generator, 1, start, min(512, total - start))
             ids = groups.assign(world.labeller(world.generator.synthesize(world.generator.map(z))), GATE)
-            seen, total = seen + int((ids == g).sum()), total + size
+            seen += int((ids == g).sum())
     low, high = (float(x) for x in ffs.wilson_interval(torch.tensor(seen), total))
-    common = min(faces_needed(natural, i) for i in range(len(bench.groups)))
     rows = []
+
+    def add(name: str, images: Tensor, made: int) -> None:
+        with torch.no_grad():
+            judged, embeddings = groups.assign(world.judge(images)) == g, world.embedder(images)
+        accepted = int((judged & bench.detector(images).found()).sum())
+        each = f"{made / accepted:.1f}" if accepted else "–"
+        different = int(ffs.unique(embeddings, bench.threshold).sum())
+        rows.append([name, str(len(images)), str(made), each, f"{float(judged.float().mean()):.2f}", str(different)])
+
     for name, strategy, unique in (
-        ("branching walk, Z (published)", ffs.branching_walk(max_queue=PUBLISHED_QUEUE), False),
+        ("branching walk, Z", ffs.branching_walk(), False),
         ("genetic", ffs.genetic(), False),
         ("genetic, unique", ffs.genetic(), True),
         ("SNES", ffs.snes(), False),
@@ -340,7 +361,6 @@ def never_seen(bench: Bench, natural: ffs.Accepted, wanted: int = 60) -> str:
             groups,
             [target],
             detector=bench.detector,
-            detect="successes",
             embedder=world.embedder if unique else None,
             min_confidence=GATE,
         )
@@ -348,44 +368,34 @@ def never_seen(bench: Bench, natural: ffs.Accepted, wanted: int = 60) -> str:
             strategy,
             fitness,
             torch.tensor([wanted]),
-            prior=fitness.prior(6),
+            seed=6,
             max_evaluations=200 * wanted,
             threshold=bench.threshold if unique else None,
         )
-        if len(archive) == 0:
-            rows.append([name, "0", str(int(archive.evaluations)), "–", "–", "–", "–"])
-            continue
-        images = bench.synthesize(fitness.w(archive.latents))
-        with torch.no_grad():
-            judged = groups.assign(world.judge(images)) == g
-            embeddings = world.embedder(images)
-        accepted = int((judged & bench.detector(images).found()).sum())
-        made = int(archive.evaluations)
-        rows.append(
-            [
-                name,
-                str(len(archive)),
-                str(made),
-                f"{made / len(archive):.1f}",
-                f"{made / accepted:.1f}" if accepted else "–",
-                f"{float(judged.float().mean()):.2f}",
-                str(int(ffs.unique(embeddings, bench.threshold).sum())),
-            ]
+        images = bench.synthesize(fitness.w(archive.latents)) if len(archive) else None
+        if images is None:
+            rows.append([name, "0", str(int(archive.evaluations)), "–", "–", "–"])
+        else:
+            add(name, images, int(archive.evaluations))
+    quota = torch.zeros(len(groups), dtype=torch.int64)
+    quota[g] = wanted
+    for gate in (0.6, GATE):
+        fitted = bench.screen_of_all
+        found = ffs.screen(
+            world.generator, fitted, quota, 7, groups=groups, min_confidence=gate, max_mappings=10_000_000
         )
-    header = [
-        "method",
-        "found",
-        "syntheses",
-        "per face found",
-        "per accepted face",
-        "hit rate by the judge",
-        "identities",
-    ]
+        name = f"screening, gate {gate} ({int(found.drawn[0]):,} mappings)"
+        if found.images is None:
+            rows.append([name, "0", "0", "–", "–", "–"])
+        else:
+            add(name, found.images, int(found.synthesized.sum()))
+    header = ["method", "found", "syntheses", "per accepted face", "hit rate by the judge", "identities"]
     return "\n".join(
         [
             f"### {target}, which hardly ever occurs\n",
             f"{seen} of {total:,} natural draws ({low:.1e} to {high:.1e}), labelled at a confidence of {GATE}; "
-            f"{wanted} faces wanted. A face of the commonest of the six groups costs {common:.1f} natural draws.\n",
+            f"{wanted} faces wanted. By natural rejection, an accepted face of the commonest of the six groups costs "
+            f"{common:.1f} syntheses.\n",
             ffs.markdown_table(header, rows),
         ]
     )

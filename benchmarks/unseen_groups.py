@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from machine import describe_machine
-from rare_groups import GATE, Bench, Made, estimate
+from rare_groups import GATE, Bench, Made, interval
 
 import fairface_synth as ffs
 
@@ -21,18 +21,11 @@ import fairface_synth as ffs
 def merged(parts: list[Made]) -> Made:
     """One group from each part."""
     return Made(
-        torch.cat([p.images for p in parts]),
+        torch.cat([p.images for p in parts if len(p.group_ids)]),
         torch.cat([p.group_ids for p in parts]),
         torch.stack([p.synthesized[g] for g, p in enumerate(parts)]),
         sum(p.seconds for p in parts),
     )
-
-
-def composed(bench: Bench, bank: ffs.LatentBank, g: int) -> Made:
-    blind = bench.fit(bank, "lda")
-    assert bench.groups.name(g) in blind.report().composed
-    sample = blind.sample(g, n=bench.faces, seed=2, progress=False)
-    return Made(sample.images, sample.group_ids, sample.synthesized, 0.0)
 
 
 def screened(bench: Bench, fitted: ffs.Screen, g: int) -> Made:
@@ -48,32 +41,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faces", type=int, default=300, help="faces of each group and method")
     parser.add_argument("--latents", type=int, default=20_000, help="size of the labelled bank")
+    parser.add_argument("--bank", type=Path, default=Path("out/bank.safetensors"), help="kept there between runs")
     parser.add_argument("--out", type=Path, default=Path("out/unseen_groups"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(args.latents, args.faces)
+    bench = Bench(args.latents, args.faces, args.bank)
     groups = bench.groups
     reference, reference_ids, natural = bench.halves(*bench.natural(2 * args.faces))
 
-    guess = bench.bank.group_ids(groups)
-    parts: dict[str, list[Made]] = {"composed, group held out": [], "screen, group held out": []}
-    for g in range(len(groups)):
-        held_out = bench.bank[(guess != g).nonzero().squeeze(1)]
-        parts["composed, group held out"].append(composed(bench, held_out, g))
-        blind = ffs.fit_screen(held_out, groups.attributes)
-        parts["screen, group held out"].append(screened(bench, blind, g))
+    fitted = [ffs.fit_screen(bench.without(g), groups.attributes) for g in range(len(groups))]
     made = {
         "natural rejection": natural,
         "Gaussian, direct": bench.gaussians(bench.pipeline),
-        "composed, group held out": merged(parts["composed, group held out"]),
+        "composed, group held out": bench.composed(),
         "screen": merged([screened(bench, bench.screen, g) for g in range(len(groups))]),
-        "screen, group held out": merged(parts["screen, group held out"]),
+        "screen, group held out": merged([screened(bench, blind, g) for g, blind in enumerate(fitted)]),
     }
     scores = {name: bench.score(m, reference, reference_ids) for name, m in made.items()}
     hits = [
         [name, *(f"{s.hit[g][0] / max(1, s.hit[g][1]):.2f}" for g in range(len(groups)))] for name, s in scores.items()
     ]
-    coverage = [[name, *(estimate(*p.coverage) for p in s.prdc)] for name, s in scores.items()]
+    coverage = [[name, *(interval(p and p.coverage) for p in s.prdc)] for name, s in scores.items()]
     text = "\n\n".join(
         [
             f"{args.faces} faces of every group and method; bank of {args.latents:,}; {describe_machine()}",

@@ -82,13 +82,14 @@ fitness = ffs.face_fitness(
 )
 archive = ffs.evolve(ffs.genetic(), fitness, torch.tensor([args.faces]), seed=3, max_evaluations=5000)
 print(archive.report(fitness.names))
-found = world.generator.synthesize(fitness.w(archive.latents))
-confirmed = groups.assign(world.judge(found)) == groups.id(target)
-print(f"The judge, which selected nothing, sees {target} in {confirmed.float().mean():.0%}.")
-generations = ffs.Groups({"depth": ["early", "late"]})
-late = (archive.depth > archive.depth.float().median()).long()
-figure = face_grid(found, late, generations, columns=12, title=f"{target}, found by evolution")
-figure.savefig(args.out / "evolution.png", dpi=130)
+if len(archive):
+    found = world.generator.synthesize(fitness.w(archive.latents))
+    confirmed = groups.assign(world.judge(found)) == groups.id(target)
+    print(f"The judge, which selected nothing, sees {target} in {confirmed.float().mean():.0%}.")
+    generations = ffs.Groups({"depth": ["early", "late"]})
+    late = (archive.depth > archive.depth.float().median()).long()
+    figure = face_grid(found, late, generations, columns=12, title=f"{target}, found by evolution")
+    figure.savefig(args.out / "evolution.png", dpi=130)
 
 # %% Several images of each person: 45 variations, shortened or dropped where the person would change
 axes = ffs.demo_axes(world.directions)

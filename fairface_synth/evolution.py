@@ -53,7 +53,11 @@ class Scores(NamedTuple):
 
 
 class Fitness(Protocol):
-    """Scores candidates; `rows` says which of the quota's entries each one is meant for."""
+    """Scores candidates; `rows` says which of the quota's entries each one is meant for.
+
+    `evolve` also reads these attributes where there are any: `names` of the targets, the `space` of the latents ("z",
+    "w" or "w+"), and `prior(seed)`.
+    """
 
     def __call__(self, latents: Tensor, rows: Tensor, known: Archive | None) -> Scores:
         """latents [n, *shape], rows int64 [n], what was found in earlier generations (unsorted) → `Scores` of n."""
@@ -74,7 +78,9 @@ class Archive(Artifact):
         evaluations: candidates evaluated (images made) for each group, int64 [G], the unsuccessful included.
         wanted: the quota, int64 [G].
         state: where the search stood, for `resume`.
-        strategy, seed, threshold: of the run.
+        strategy, settings, names, space, seed, threshold: of the run: the strategy's name and settings, the fitness's
+            targets (empty if it names none) and the space it searched.
+        dropped: candidates of each group that were lost unseen because the strategy had no room for them, int64 [G].
     """
 
     kind: ClassVar[str] = "archive"
@@ -95,6 +101,14 @@ class Archive(Artifact):
     strategy: str = ""
     seed: int = 0
     threshold: float | None = None
+    settings: str = ""
+    names: tuple[str, ...] = ()
+    space: str | None = None
+    dropped: Tensor | None = None
+
+    # Aliases, in the singular as the other columns are.
+    group = property(lambda self: self.group_ids)
+    embedding = property(lambda self: self.embeddings)
 
     def __len__(self) -> int:
         return len(self.group_ids)
@@ -113,10 +127,10 @@ class Archive(Artifact):
         """A markdown table with a row for each group, and a sentence about those that stayed short.
 
         Args:
-            names: of the groups [G]; their row numbers by default.
+            names: of the groups [G]; those of the fitness by default, or else their row numbers.
         """
         count = len(self.wanted)
-        names = [str(g) for g in range(count)] if names is None else list(names)
+        names = list(self.names or map(str, range(count))) if names is None else list(names)
         if len(names) != count:
             raise ShapeError("not one name for each group", expected=count, got=len(names))
         found, made, wanted = (x.tolist() for x in (self.found, self.evaluations, self.wanted))
@@ -137,6 +151,9 @@ class Archive(Artifact):
         )
         if self.short:
             lines.append("Short: " + ", ".join(f"{names[g]} by {k}" for g, k in self.short.items()) + ".")
+        if self.dropped is not None and int(self.dropped.sum()) > 0:
+            lost = ", ".join(f"{names[g]} {k}" for g, k in enumerate(self.dropped.tolist()) if k > 0)
+            lines.append(f"Dropped unseen, for want of room: {lost}.")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -172,12 +189,15 @@ def evolve(
     `patience` generations, if the strategy restarts: no new member and, while it has had no success yet, no better
     fitness. One that proposes nothing even then is given up. The published walk has neither limit nor restarts.
 
-    Random numbers come from one `torch.Generator` on the latents' device, seeded anew from (seed, generation). With a
-    strategy that draws equally much every generation, a group's search is therefore the same whichever other groups are
-    searched beside it (without `threshold`, which compares across groups), and stopping and resuming changes nothing.
+    Random numbers come from one `torch.Generator` on the latents' device, seeded anew from (seed, generation), and are
+    drawn for all targets at once, filled or not. With a strategy that draws equally much every generation, as all here
+    do, stopping and resuming therefore changes nothing; and of one list of targets, a group's search is the same
+    whatever the quotas of the others, zero or not (without `threshold` or `identity_novelty`, which compare across
+    groups, and up to rounding, which may depend on the batch). Another list of targets, even a longer one, is another
+    search for all of them.
 
     Args:
-        strategy: see `fairface_synth.strategies`.
+        strategy: see `fairface_synth.strategies`. The fitness has to be over the space that it is meant for.
         fitness: see `Fitness`; for faces `face_fitness`.
         quota: wanted number for each target, int64 [G].
         prior: (index [n], stream [n]) → latents [n, *shape], a pure function of both (which may lie on another device
@@ -190,7 +210,8 @@ def evolve(
         max_evaluations: budget, images in all (those before a resume included), never exceeded: the search stops before
             a generation that would. 200 per wanted face by default.
         patience: generations without gain before a restart.
-        resume: an archive to go on from, with the same strategy, seed and threshold, and any quota.
+        resume: an archive to go on from, with the same strategy and settings, targets, space, seed and threshold, and
+            any quota. Models, terms and gates of the fitness are not compared: they are yours to keep.
         batch_size: candidates in one call of `fitness`.
         progress: show a bar.
 
@@ -198,8 +219,8 @@ def evolve(
         `Archive`; `archive.short` and `print(archive)` tell which groups stayed short.
 
     Raises:
-        DataError, ShapeError: an impossible quota or budget, scores that are NaN or of the wrong shape, an archive of
-            another run.
+        DataError, ShapeError: an impossible quota or budget, a strategy for another space, or for identities without a
+            threshold, scores that are NaN or of the wrong shape, an archive of another run.
     """
     from tqdm.auto import tqdm
 
@@ -208,6 +229,7 @@ def evolve(
     if names is not None and quota.shape != (len(names),):
         raise ShapeError("not one quota for each target", expected=[len(names)], got=list(quota.shape))
     _check_request(quota, seed, threshold, max_evaluations, patience, batch_size)
+    _check_strategy(strategy, getattr(fitness, "space", None), threshold)
     if prior is None:
         if not hasattr(fitness, "prior"):
             raise DataError(
@@ -234,7 +256,8 @@ def evolve(
 
 class _Counters(NamedTuple):
     """Where each group stands, all [G]: generations lived, images made, draws taken from the prior, the next free id,
-    generations without gain, generations without candidates, and since the last restart: best fitness, any success."""
+    generations without gain, generations without candidates; since the last restart: best fitness, any success; and
+    candidates dropped by the strategy before that restart."""
 
     generation: Tensor
     evaluations: Tensor
@@ -244,6 +267,7 @@ class _Counters(NamedTuple):
     idle: Tensor
     best: Tensor
     hit: Tensor
+    dropped: Tensor
 
 
 class _Search:
@@ -272,7 +296,7 @@ class _Search:
         self.wanted = quota.to(self.device).long()
         self.state = strategy.init(x0, start=zero)
         best = torch.full(zero.shape, -math.inf, dtype=torch.float64, device=self.device)
-        self.at = _Counters(zero, zero, zero + strategy.population, zero, zero, zero, best, zero.bool())
+        self.at = _Counters(zero, zero, zero + strategy.population, zero, zero, zero, best, zero.bool(), zero)
         self.pool = _Pool(_empty_columns(x0))
         self.images = self.too_small = 0
 
@@ -378,11 +402,17 @@ class _Search:
             idle=torch.where(none, at.idle + 1, 0),
             best=torch.where(restart, -math.inf, best),
             hit=hit & ~restart,
+            dropped=at.dropped + self._dropped() * restart,
         )
         self.at = _Counters(*(torch.where(active, new, old) for new, old in zip(counted, at, strict=True)))
         if bool(restart.any()):
             fresh = self.strategy.init(self._fresh(at.drawn), start=self.at.next_id)
             self.state = _merge(restart, fresh, self.state)
+
+    def _dropped(self) -> Tensor:
+        """Candidates of each group [G] that the strategy lost unseen since it last began anew."""
+        dropped = getattr(self.state, "dropped", None)
+        return torch.zeros_like(self.wanted) if dropped is None else dropped
 
     def archive(self) -> Archive:
         """The first `wanted` of each group; the rest and all counters go into the state."""
@@ -397,30 +427,42 @@ class _Search:
         return self._archive_of({k: v[order[member]] for k, v in columns.items()}, state)
 
     def _archive_of(self, columns: dict[str, Tensor], state: dict[str, Tensor]) -> Archive:
-        embeddings = columns["embeddings"] if columns["embeddings"].shape[1] else None
+        fields: dict[str, Any] = columns | self._identity()
+        if columns["embeddings"].shape[1] == 0:
+            fields["embeddings"] = None
         return Archive(
-            **{k: v for k, v in columns.items() if k != "embeddings"},
-            embeddings=embeddings,
+            **fields,
             evaluations=self.at.evaluations,
             wanted=self.wanted,
             state=state,
-            strategy=self.strategy.name,
-            seed=self.seed,
-            threshold=self.threshold,
+            dropped=self.at.dropped + self._dropped(),
         )
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run and its continuation have in common."""
+        return {
+            "strategy": self.strategy.name,
+            "settings": self.strategy.settings,
+            "names": tuple(getattr(self.fitness, "names", None) or ()),
+            "space": getattr(self.fitness, "space", None),
+            "seed": self.seed,
+            "threshold": self.threshold,
+        }
 
     def restore(self, archive: Archive) -> None:
         """Go on where `archive` stood."""
         leaves, spec = tree_flatten(self.state)
         saved = [archive.state.get(f"strategy.{i}") for i in range(len(leaves))]
-        mine = (self.strategy.name, self.seed, self.threshold, [list(x.shape) for x in leaves])
-        theirs = (archive.strategy, archive.seed, archive.threshold, [list(x.shape) for x in saved if x is not None])
-        if mine != theirs:
+        mine = self._identity() | {"state": [list(x.shape) for x in leaves]}
+        theirs = {name: getattr(archive, name) for name in self._identity()}
+        theirs["state"] = [list(x.shape) for x in saved if x is not None]
+        differs = [name for name in mine if mine[name] != theirs[name]]
+        if differs:
             raise DataError(
                 "this archive comes from another search",
-                expected="strategy {}, seed {}, threshold {}, states {}".format(*mine),
-                got="strategy {}, seed {}, threshold {}, states {}".format(*theirs),
-                fix="resume with the strategy, groups, seed and threshold it was made with",
+                expected="; ".join(f"{name} {mine[name]}" for name in differs),
+                got="; ".join(f"{name} {theirs[name]}" for name in differs),
+                fix="resume with the strategy, settings, targets, space, seed and threshold it was made with",
             )
         stored = {k: v.to(self.device) for k, v in archive.state.items()}
         self.state = tree_unflatten([x.to(self.device) for x in saved], spec)  # type: ignore[union-attr]
@@ -512,6 +554,24 @@ def _check_request(
         )
     if threshold is not None and not -1 < threshold <= 1:
         raise DataError("the threshold is a cosine", expected="above -1, at most 1", got=threshold)
+
+
+def _check_strategy(strategy: Strategy, space: str | None, threshold: float | None) -> None:
+    if None not in (strategy.space, space) and strategy.space != space:
+        raise DataError(
+            f"{strategy.name} is not for these latents",
+            expected=f"a fitness over {strategy.space}",
+            got=space,
+            fix=f'face_fitness(…, space="{strategy.space}"), or a strategy for {space}, such as snes() or '
+            'genetic(mutation="gaussian")',
+        )
+    if strategy.needs_identities and threshold is None:
+        raise DataError(
+            f"{strategy.name} asks for new identities, and none are compared",
+            expected="threshold=",
+            got=None,
+            fix="pass a threshold, and a fitness with embeddings; or switch the strategy's identity gate off",
+        )
 
 
 def _check_scores(scores: Scores, n: int) -> None:

@@ -23,7 +23,7 @@ from .groups import Groups
 from .identities import novelty
 from .images import check_range
 from .latents import check_attributes, check_models, normals, to_layers
-from .models.facenet import Detections
+from .models.facenet import Detections, faces_found
 from .models.protocols import Embedder, Generator, Labeller
 
 Space = Literal["z", "w", "w+"]
@@ -156,7 +156,8 @@ def face_fitness(
             equally within a specification. None: every group.
         terms: {term: weight} or [(weight, term), …], each term a function of `Faces` → [n]. None: {log_target: 1}.
         space: what the latents are: z [n, z_dim], w [n, w_dim] or w+ [n, num_ws, w_dim].
-        detector: images → `Detections`, or bool [n]; None: every image counts as a face.
+        detector: images → `Detections`, bool [n], or probabilities of a face [n], of which 0.95 counts as one (see
+            `faces_found`); None: every image counts as a face.
         detect: "all" candidates, or only those in the target group: cheaper, but the published walk then does not see
             failed detections of the others. MTCNN is slower than the bundled generator.
         embedder: for `threshold` and `identity_novelty`.
@@ -319,7 +320,7 @@ class FaceFitness:
         if rows is not None and len(rows) == 0:
             return found, None
         result = self.detector(images if rows is None else images[rows])
-        answer = result.found() if isinstance(result, Detections) else result
+        answer = faces_found(result)
         if rows is not None:
             return found.index_copy(0, rows, answer), None
         return answer, result if isinstance(result, Detections) else None

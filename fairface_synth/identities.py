@@ -361,8 +361,9 @@ def threshold_at_fmr(impostors: ImpostorScores | Tensor, fmr: float) -> Threshol
     """The lowest threshold at which no more than a share `fmr` of the impostor scores match (score ≥ threshold).
 
     Comparisons that share a face are not independent, so the interval takes identities as the sample: the variance
-    is the dyadic cluster-robust one (Aronow, Samii & Assenova 2015, eq. 2), never below the binomial, and the
-    interval Wilson's with the number of independent comparisons that has this variance (as Korn & Graubard 1998).
+    is the dyadic cluster-robust one (Aronow, Samii & Assenova 2015, eq. 2, all comparisons of two identities being one
+    dyad), never below that of independent dyads or comparisons, and the interval Wilson's with the number of
+    independent comparisons that has this variance (as Korn & Graubard 1998).
 
     Args:
         impostors: from `impostor_scores`; or bare scores [p], which are then taken as independent.
@@ -411,12 +412,15 @@ def _effective_comparisons(matched: Tensor, impostors: ImpostorScores | Tensor) 
         return n
     rate = matched.double().mean()
     error = matched.double() - rate
-    sums = torch.zeros(len(impostors.identities), dtype=torch.float64, device=matched.device)
-    for rows in (impostors.first, impostors.second):
-        sums.index_add_(0, impostors.identities[rows], error)
+    first, second = impostors.identities[impostors.first], impostors.identities[impostors.second]
+    people = len(impostors.identities)
+    sums = error.new_zeros(people).index_add_(0, first, error).index_add_(0, second, error)
+    key = torch.minimum(first, second) * people + torch.maximum(first, second)
+    dyads, dyad = key.unique(return_inverse=True)
+    repeated = error.new_zeros(len(dyads)).index_add_(0, dyad, error).square().sum()
     independent = error.square().sum()
-    dyadic = sums.square().sum() - independent  # a pair is in the sums of both its identities
-    ratio = independent / torch.maximum(dyadic, independent)
+    dyadic = sums.square().sum() - repeated  # two identities' comparisons are in the sums of both
+    ratio = independent / torch.stack((dyadic, repeated, independent)).max()
     return torch.where(independent > 0, n * ratio, n)  # no match at all, as ties can have it: no variance to go by
 
 

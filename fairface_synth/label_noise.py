@@ -22,8 +22,10 @@ from .reports import markdown_table, share_text
 Method = Literal["em", "inverse", "bayes"]
 JOINT = "*"
 _ITERATIONS = 300
+_BURN_IN, _THIN, _KEPT = 100, 20, 10  # sweeps left out, sweeps between two states kept, states kept of each chain
 _MAX_ERROR = 0.25  # a quarter of the faces in the wrong group: no correction is better than this one
 _REACHED = 0.005
+_SINGULAR = 1e9  # condition number; well before 1 / eps, where an inverse is rounding alone
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -32,8 +34,10 @@ class Confusion(Artifact):
 
     Attributes:
         groups: the groups.
-        counts: {attribute: [k, k]}, row: truth, column: label, of faces that got a label. Errors in different
-            attributes are then taken to be independent given the truth. Or {"*": [G, G]} over groups, without that.
+        counts: {attribute: [k, k]}, row: truth, column: label, of faces that got a label. Two things are then assumed:
+            the label of an attribute depends on the truth of that attribute alone (gender is read equally well in
+            every tone), and errors in different attributes are independent given the truth. Or {"*": [G, G]} over
+            groups, which assumes neither.
         gate: faces of each true group that got a label, and that did not (−1, unsure): [G, 2]. None: all get one.
         exact: `counts` (and `gate`) are probabilities known without error, rather than counts of a sample.
 
@@ -83,14 +87,23 @@ class Confusion(Artifact):
 
     def draw(self, draws: int, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Posterior draws of `rates` [draws, G, G] and `labelled` [draws, G] (Dirichlet rows, prior weight 1 a row)."""
+        size, counts = len(self.groups), next(iter(self.counts.values()))
+        none = torch.zeros((), dtype=torch.float64, device=counts.device)
+        return self._draw(none.expand(draws, size, size), none.expand(draws, size, 2), rng)
+
+    def _draw(self, labels: Tensor, gate: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """The same where each draw has seen more faces: their labels [draws, G, G], gate [draws, G, 2], row: truth."""
         if self.exact:
-            return self.rates().expand(draws, -1, -1), self.labelled().expand(draws, -1)
+            return self.rates().expand_as(labels), self.labelled().expand_as(gate[..., 0])
         tables = {}
         for attribute, counts in self.counts.items():
-            tables[attribute] = _dirichlet(counts.double() + 1 / counts.shape[1], draws, rng)
-        labelled = self.labelled().expand(draws, -1)
+            seen = labels
+            if not self.joint:
+                seen = self.groups.marginal(self.groups.marginal(labels, attribute).mT, attribute).mT
+            tables[attribute] = _dirichlet(seen + counts.double() + 1 / counts.shape[1], rng)
+        labelled = self.labelled().expand_as(gate[..., 0])
         if self.gate is not None:
-            labelled = _dirichlet(self._gate_weights().clamp_min(1e-6), draws, rng)[..., 0]
+            labelled = _dirichlet(gate + self._gate_weights().clamp_min(1e-6), rng)[..., 0]
         return self._combine(tables), labelled
 
     def _gate_weights(self) -> Tensor:
@@ -121,7 +134,9 @@ class TrueShares:
     Attributes:
         groups: the groups.
         shares: [G], of all faces, those without a label included.
-        low, high: 95 % limits [G]: sampling noise of the labels and of the confusion together.
+        low, high: 95 % limits [G]: sampling noise of the labels and of the confusion together. Confidence limits; of
+            "bayes" the posterior's 2.5 and 97.5 % quantiles, which never include 0 (so look at `high` for a group that
+            may be absent).
         as_labelled: shares of the labels [G], uncorrected.
         method: "em", "inverse" or "bayes".
         condition: condition number of P(label | truth).
@@ -142,7 +157,12 @@ class TrueShares:
 
     @property
     def reliable(self) -> bool:
-        return bool(self.error <= _MAX_ERROR)
+        return bool(self.error <= _MAX_ERROR) and not self.singular
+
+    @property
+    def singular(self) -> bool:
+        """Whether the labels of some groups say nothing at all about which of these groups a face is of."""
+        return not bool(self.condition < _SINGULAR)
 
     def __str__(self) -> str:
         rows = [
@@ -150,13 +170,14 @@ class TrueShares:
             for g, name in enumerate(self.groups.names)
         ]
         lines = [markdown_table(["group", "as labelled", "true share [95 %]"], rows), ""]
-        lines.append(
-            f"method {self.method}, condition number {float(self.condition):.1f}, error {float(self.error):.3f}"
-        )
+        condition = "∞" if self.singular else f"{float(self.condition):.1f}"
+        lines.append(f"method {self.method}, condition number {condition}, error {float(self.error):.3f}")
         if float(self.clipped) > 0:
             lines.append(f"The inverse was negative by {float(self.clipped):.1%} in all; clipped and rescaled.")
         if not self.reliable:
             lines.append("UNRELIABLE: the labels say too little about the truth to correct these shares.")
+        if self.singular:
+            lines.append("Some groups are labelled alike: shares between them are a convention, not an estimate.")
         return "\n".join(lines)
 
 
@@ -207,12 +228,17 @@ class CorrectedQuota:
 def fit_confusion(groups: Groups, truth_ids: Tensor, label_ids: Tensor, *, joint: bool = False) -> Confusion:
     """Count how true groups are labelled.
 
+    Over attributes (the default), P(label of an attribute | truth) is taken to depend on the truth of that attribute
+    alone, not on the face's other attributes, and errors in different attributes to be independent given the truth
+    and that the gate was passed. Where a labeller reads the gender of one tone worse than that of another, pass
+    `joint=True`.
+
     Args:
         groups: the groups.
         truth_ids: true group of each face, int64 [n]; −1 (unknown) is left out.
         label_ids: the labeller's group of the same faces [n]; −1 for unsure, as `Groups.assign` has it.
-        joint: count over groups instead of over attributes: without the assumption that errors in different attributes
-            are independent given the truth (and the gate passed), but every group needs faces, some hundreds each.
+        joint: count over groups instead of over attributes: without these assumptions, but every group needs faces,
+            some hundreds each.
 
     Raises:
         ShapeError, GroupError, DataError: ids that do not fit, a true value that no labelled face has.
@@ -254,15 +280,19 @@ def true_shares(
         method:
             "em": maximum likelihood on the simplex, by expectation-maximisation (Richardson-Lucy; Saerens et al. 2002).
             "inverse": solve for the shares; negative ones are clipped, the rest rescaled, and the loss reported.
-            "bayes": the mean over the draws.
-        draws: of the label shares and of the confusion (Dirichlet, prior weight 1 each), solved like the estimate;
-            their 2.5 and 97.5 % quantiles are the limits.
+                Of a singular confusion (with `force`), the least squares solution of smallest norm.
+            "bayes": the posterior mean under multinomial labels, a uniform prior on the true shares and Dirichlet rows
+                of the confusion (prior weight 1 a row), which the labels themselves also inform. Gibbs sampling: the
+                truths behind each label's counts, then shares and confusion given these.
+        draws: "em", "inverse": of the label shares and of the confusion (Dirichlet, prior weight 1 each), solved like
+            the estimate. "bayes": states of draws/10 parallel chains of 300 sweeps, every 20th of the last 200. Their
+            2.5 and 97.5 % quantiles are the limits.
         rng: for the draws.
         force: return an estimate even where the labels say too little about the truth.
 
     Raises:
-        ShapeError, DataError: counts that do not fit or are all zero; a confusion too near to chance, or too uncertain,
-            for these counts.
+        ShapeError, DataError: counts that do not fit or are all zero, or of labels that the confusion says are never
+            given; a confusion too near to chance, or too uncertain, for these counts.
     """
     if method not in get_args(Method):
         raise DataError(f"unknown method {method!r}", expected=", ".join(get_args(Method)), got=method)
@@ -271,17 +301,20 @@ def true_shares(
     if counts.is_floating_point():
         raise ShapeError("label counts are integers: how many there are is needed", got=counts.dtype)
     counts = _check_counts(counts, confusion)
-    observed = counts / counts.sum()
-    point, clipped = _solve(confusion.rates(), confusion.labelled(), observed, method)
+    _check_possible(confusion, counts)
+    observed, total = counts / counts.sum(), counts.sum()
     rates, labelled = confusion.draw(draws, rng)
-    noisy = _dirichlet(counts + 1 / len(counts), draws, rng)
-    sample, _ = _solve(rates, labelled, noisy, method)
+    noisy = _label_shares(counts, draws, rng)
     centre = _before_gate(_inverse(confusion.rates(), observed), confusion.labelled())
     error = _variation(_before_gate(_inverse(rates, noisy), labelled), centre)
     error = torch.where(error.isfinite(), error, torch.inf).median()
     if method == "bayes":
+        sample, clipped = _gibbs(confusion, counts, draws, rng), torch.zeros_like(total)
         point = sample.mean(0)
-    low, high = _limits(sample, point)
+        low, high = _quantiles(sample)
+    else:
+        point, clipped = _solve(confusion.rates(), confusion.labelled(), observed, total, method)
+        low, high = _limits(_solve(rates, labelled, noisy, total, method)[0], point)
     condition = torch.linalg.cond(confusion.rates())
     result = TrueShares(confusion.groups, point, low, high, observed, method, condition, error, clipped)
     if not force and has_values(error) and not result.reliable:
@@ -333,8 +366,9 @@ def corrected_quota(
         prior, priors = known / known.sum(), (known / known.sum()).expand(draws, -1)
     else:
         found = _check_counts(natural, confusion)
-        prior, _ = _solve(confusion.rates(), confusion.labelled(), found / found.sum(), "em")
-        priors, _ = _solve(rates, labelled, _dirichlet(found + 1 / len(found), draws, rng), "em")
+        total = found.sum()
+        prior, _ = _solve(confusion.rates(), confusion.labelled(), found / total, total, "em")
+        priors, _ = _solve(rates, labelled, _label_shares(found, draws, rng), total, "em")
     posterior = _posterior(confusion.rates(), confusion.labelled(), prior).cpu()
     used = target > 0
     mixing = posterior[used].T
@@ -391,27 +425,50 @@ def _check_counts(counts: Tensor, confusion: Confusion) -> Tensor:
     return counts
 
 
-def _dirichlet(weights: Tensor, draws: int, rng: torch.Generator | None) -> Tensor:
-    """[draws, *weights.shape], each last dimension a draw from its Dirichlet distribution."""
-    gamma = torch._standard_gamma(weights.expand(draws, *weights.shape).contiguous(), generator=rng)
-    gamma = gamma.clamp_min(1e-300)
+def _check_possible(confusion: Confusion, counts: Tensor) -> None:
+    never = confusion.rates().sum(0) == 0
+    if confusion.exact and has_values(counts) and bool((never & (counts > 0)).any()):
+        names = [n for n, bad in zip(confusion.groups.names, (never & (counts > 0)).tolist(), strict=True) if bad]
+        raise DataError(
+            f"counts of labels that the confusion says are never given: {', '.join(names)}",
+            expected="P(label | truth) above 0 for some truth",
+            fix="give the confusion as counts (exact=False), which leave room for what a sample did not show",
+        )
+
+
+def _dirichlet(weights: Tensor, rng: torch.Generator | None) -> Tensor:
+    """Each last dimension a draw from its Dirichlet distribution."""
+    gamma = torch._standard_gamma(weights.contiguous(), generator=rng).clamp_min(1e-300)
     return gamma / gamma.sum(-1, keepdim=True)
 
 
+def _label_shares(counts: Tensor, draws: int, rng: torch.Generator | None) -> Tensor:
+    """Draws of the label shares behind counts [G]: [draws, G]."""
+    return _dirichlet((counts + 1 / len(counts)).expand(draws, -1), rng)
+
+
 def _inverse(rates: Tensor, observed: Tensor) -> Tensor:
-    """Shares among the labelled that explain the labels exactly, negative ones included; not finite if singular."""
-    return (torch.linalg.inv_ex(rates.mT).inverse @ observed.unsqueeze(-1)).squeeze(-1)
+    """Shares among the labelled that explain the labels exactly, negative ones included; infinite if singular."""
+    inverse, info = torch.linalg.inv_ex(rates.mT)
+    free = (inverse @ observed.unsqueeze(-1)).squeeze(-1)
+    regular = (info == 0) & (free.abs().amax(-1) < _SINGULAR)  # NaN is neither
+    return torch.where(regular.unsqueeze(-1), free, torch.inf)
 
 
-def _solve(rates: Tensor, labelled: Tensor, observed: Tensor, method: str) -> tuple[Tensor, Tensor]:
+def _solve(rates: Tensor, labelled: Tensor, observed: Tensor, total: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """True shares [..., G] and the share that clipping lost [...]."""
     free = _inverse(rates, observed)
-    free = torch.where(free.isfinite().all(-1, keepdim=True), free, observed)
-    clipped = -free.clamp_max(0).sum(-1)
     if method == "inverse":
-        return _before_gate(free.clamp_min(0), labelled), clipped
-    # Where the inverse is positive it is the maximum; elsewhere it is near, and EM would never leave a 0.
-    return _before_gate(_em(rates, observed, free.clamp_min(1e-3)), labelled), torch.zeros_like(clipped)
+        free = torch.where(free.isfinite(), free, _least_squares(rates, observed))
+        return _before_gate(free.clamp_min(0), labelled), -free.clamp_max(0).sum(-1)
+    among = _em(rates, observed, torch.where(free.isfinite(), free, 1.0), total)
+    return _before_gate(among, labelled), torch.zeros_like(among[..., 0])
+
+
+def _least_squares(rates: Tensor, observed: Tensor) -> Tensor:
+    """The least squares solution of smallest norm, as a ridge of vanishing weight has it."""
+    ridge = 1e-9 * torch.eye(rates.shape[-1], dtype=rates.dtype, device=rates.device)
+    return torch.linalg.solve_ex(rates @ rates.mT + ridge, rates @ observed.unsqueeze(-1)).result.squeeze(-1)
 
 
 def _before_gate(among: Tensor, labelled: Tensor) -> Tensor:
@@ -420,12 +477,62 @@ def _before_gate(among: Tensor, labelled: Tensor) -> Tensor:
     return shares / shares.sum(-1, keepdim=True)
 
 
-def _em(rates: Tensor, observed: Tensor, start: Tensor) -> Tensor:
-    share = start / start.sum(-1, keepdim=True)
+def _em(rates: Tensor, observed: Tensor, start: Tensor, total: Tensor) -> Tensor:
+    """Maximum likelihood on the simplex. Where the inverse is positive it is the maximum; elsewhere it is near.
+
+    EM never leaves a 0 and never reaches one. So it starts a tenth of a standard error above 0, and what is still as
+    near and falling in the end is 0.
+    """
+    least = (0.1 / total.sqrt()).clamp_max(1e-3)
+    share = start.maximum(least)
+    share = share / share.sum(-1, keepdim=True)
+    factor = torch.ones_like(share)
     for _ in range(_ITERATIONS):
+        share = share * factor
         expected = (share.unsqueeze(-2) @ rates).squeeze(-2)
-        share = share * (rates @ (observed / expected.clamp_min(1e-300)).unsqueeze(-1)).squeeze(-1)
-    return share
+        factor = (rates @ (observed / expected.clamp_min(1e-300)).unsqueeze(-1)).squeeze(-1)
+    share = torch.where((share < least) & (factor < 1 - 1e-6), 0.0, share * factor)
+    return share / share.sum(-1, keepdim=True)
+
+
+def _gibbs(confusion: Confusion, counts: Tensor, draws: int, rng: torch.Generator | None) -> Tensor:
+    """Posterior draws of the true shares of all faces, [draws, G]: π ~ Dirichlet(1, …, 1), rows as `Confusion.draw`.
+
+    Behind a gate the counts are the n faces that got a label, and those that did not are missing data too. They are
+    as many as a negative binomial has it (n successes), which a Gamma mixture of Poissons draws group by group; with
+    them the posterior of π and of the gate is again Dirichlet and Beta.
+    """
+    chains = -(-draws // _KEPT)
+    # Already about the posterior, where that is far from the border of the simplex.
+    rates, labelled = confusion.draw(chains, rng)
+    start = _inverse(rates, _label_shares(counts, chains, rng))
+    share = _before_gate(torch.where(start.isfinite(), start, 1.0).clamp_min(1e-3), labelled)
+    found, kept = counts.expand(chains, -1), []
+    for sweep in range(1, _BURN_IN + _KEPT * _THIN + 1):
+        weight = (share * labelled).unsqueeze(-1) * rates
+        truths = _multinomial(found, weight.mT, rng).mT  # [chains, truth, label]
+        sure = truths.sum(-1)
+        rate = torch._standard_gamma(found.sum(-1, keepdim=True), generator=rng)
+        passed = (share * labelled).sum(-1, keepdim=True).clamp_min(1e-12)
+        unsure = torch.poisson(rate * share * (1 - labelled) / passed, generator=rng)
+        share = _dirichlet(1 + sure + unsure, rng)
+        rates, labelled = confusion._draw(truths, torch.stack((sure, unsure), dim=-1), rng)
+        if sweep > _BURN_IN and sweep % _THIN == 0:
+            kept.append(share)
+    return torch.cat(kept)[:draws]
+
+
+def _multinomial(total: Tensor, weights: Tensor, rng: torch.Generator | None) -> Tensor:
+    """total [...] divided at random in proportion to weights [..., k], as one binomial after the other: [..., k]."""
+    rest = weights.flip(-1).cumsum(-1).flip(-1).clamp_min(1e-300)
+    chance = (weights / rest).clamp(0, 1).unbind(-1)[:-1]
+    parts = []
+    for p in chance:
+        # torch.binomial has no kernel for fake tensors (torch 2.14).
+        part = torch.binomial(total, p.contiguous(), generator=rng) if has_values(total) else total * p
+        parts.append(part)
+        total = total - part
+    return torch.stack((*parts, total), dim=-1)
 
 
 def _posterior(rates: Tensor, labelled: Tensor, prior: Tensor) -> Tensor:
@@ -436,8 +543,12 @@ def _posterior(rates: Tensor, labelled: Tensor, prior: Tensor) -> Tensor:
 
 
 def _limits(sample: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = sample.quantile(0.025, dim=0), sample.quantile(0.975, dim=0)
+    low, high = _quantiles(sample)
     return low.minimum(point), high.maximum(point)
+
+
+def _quantiles(sample: Tensor) -> tuple[Tensor, Tensor]:
+    return sample.quantile(0.025, dim=0), sample.quantile(0.975, dim=0)
 
 
 def _variation(a: Tensor, b: Tensor) -> Tensor:

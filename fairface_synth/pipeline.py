@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -23,17 +23,16 @@ from .groups import Groups, balanced_quota
 from .identities import Threshold, embed, impostor_scores, threshold_at_fmr, unique
 from .images import save_images
 from .latents import LatentBank, check_attributes, draw_latents, label_latents, normals, to_layers, truncate
-from .models.facenet import Detections
+from .models.facenet import faces_found
 from .models.protocols import Embedder, Generator, Labeller
 from .reports import GroupShares, group_shares, markdown_table
-from .screening import Accepted, Assign, Screen, fit_screen, reject, screen
+from .screening import NATURAL_STREAM, Accepted, Screen, fit_screen, reject, screen
 from .strategies import Strategy, genetic
 from .subspaces import Method, Subspace, fit_subspace, lift, project
-from .variations import Axis, Variations, vary
+from .variations import Axis, Detector, Variations, vary
 
-Detector = Callable[[Tensor], Detections | Tensor]
 Sampling = Literal["gaussian", "screen", "reject", "evolve"]
-_IMPOSTOR_STREAM = 2**32 - 2  # natural faces for thresholds, apart from the bank's and the screen's
+_IMPOSTOR_STREAM = 2**32 - 2  # natural faces for thresholds, apart from the bank's and the samples'
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +44,8 @@ class Sample:
         latents: w that made them.
         group_ids: the groups they were made for [n]; a judge may disagree.
         index: with `seed` and the group, makes the latent again. "gaussian": `pipeline.latents(group_ids, index,
-            seed)`; "screen" and "reject": the natural draw's index; "evolve": the id in `archive`.
+            seed)`; "screen" and "reject": `draw_latents(generator, seed, index, 1, stream=screening.NATURAL_STREAM)`;
+            "evolve": the id in `archive`.
         groups: the groups.
         seed, truncation_psi: of the draw.
         synthesized: images made for each group [G], the rejected ones included.
@@ -167,6 +167,7 @@ class Pipeline:
         self.subspace, self.gaussians = subspace, gaussians
         self.detector, self.min_confidence, self.embedder = detector, min_confidence, embedder
         self._screen: Screen | None = None
+        self._thresholds: dict[tuple[float, int, int], Threshold] = {}
 
     def __repr__(self) -> str:
         return f"Pipeline({self.groups}, {self.bank}, subspace={self.subspace.method}[{self.subspace.dim}])"
@@ -189,6 +190,7 @@ class Pipeline:
         min_confidence: float = 0.6,
         min_samples: int = 10,
         detector: Detector | None = None,
+        detect: bool = False,
         embedder: Embedder | None = None,
         batch_size: int = 256,
         progress: bool = True,
@@ -207,8 +209,10 @@ class Pipeline:
             covariance, components: of `fit_gaussians`.
             min_confidence: labels below it, on any attribute, are "unsure": counted, never forced into a group.
             min_samples: with fewer labelled latents a group's own Gaussian would be noise.
-            detector: what `load_detector` gives, or any images → bool [n], "a face was found"; for `assign` and
+            detector: what `load_detector` gives, or any images → bool or probability [n]; for `assign` and
                 `sample(verify=True)`.
+            detect: also run the detector over the bank, so that the screen learns which latents hold a face. MTCNN is
+                slower than small generators.
             embedder: for `unique`, `vary` and `sample(threshold=…)`.
         """
         if bank is None:
@@ -219,6 +223,7 @@ class Pipeline:
                 seed,
                 truncation_psi=truncation_psi,
                 c=c,
+                detector=detector if detect else None,
                 batch_size=batch_size,
                 progress=progress,
             )
@@ -270,10 +275,8 @@ class Pipeline:
         rows = (ids >= 0).nonzero().squeeze(1)  # the detector is the slowest network here
         if not len(rows):
             return ids
-        found = self.detector(images[rows])
-        return ids.index_put(
-            (rows,), torch.where(found.found() if isinstance(found, Detections) else found, ids[rows], -1)
-        )
+        found = faces_found(self.detector(images[rows]))
+        return ids.index_put((rows,), torch.where(found, ids[rows], -1))
 
     @torch.no_grad()
     def sample(
@@ -331,25 +334,32 @@ class Pipeline:
         if threshold is not None and not verify:
             raise DataError("identities are compared during verification", expected="verify=True", got="verify=False")
         quota = balanced_quota(self.groups, n, groups)
-        assign = self.assign if threshold is None else _NewIdentities(self.assign, self._embedder(), threshold)
-        options = {"groups": self.groups, "batch_size": batch_size, "progress": progress}
-        limits = {**options, "max_syntheses": max_syntheses}
+        options: dict[str, Any] = {
+            "groups": self.groups,
+            "embedder": None if threshold is None else self._embedder(),
+            "threshold": threshold,
+            "max_syntheses": max_syntheses,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
         psi = self.bank.truncation_psi
         if method == "evolve":
             return self._evolve(quota, seed, threshold, strategy or genetic(), max_syntheses, batch_size, progress)
         if method == "screen":
-            check = {"verify": assign if verify else None, "min_confidence": self.min_confidence}
-            found = screen(self.generator, self.screen, quota, seed, **check, **limits)  # type: ignore[arg-type]
+            check = self.assign if verify else None
+            gate = self.min_confidence
+            found = screen(self.generator, self.screen, quota, seed, verify=check, min_confidence=gate, **options)
             return self._as_sample(found, method, seed, psi, verify)
         if method == "reject":
-            found = reject(self.generator, assign, quota, seed=seed, truncation_psi=psi, **limits)  # type: ignore[arg-type]
+            options |= {"seed": seed, "stream": NATURAL_STREAM, "truncation_psi": psi}
+            found = reject(self.generator, self.assign, quota, **options)
             return self._as_sample(found, method, seed, psi, verify)
 
         def propose(ids: Tensor, index: Tensor) -> Tensor:
             return self.latents(ids, index, seed, truncation_psi)
 
         if verify:
-            found = reject(self.generator, assign, quota, propose=propose, **limits)  # type: ignore[arg-type]
+            found = reject(self.generator, self.assign, quota, propose=propose, **options)
             return self._as_sample(found, method, seed, truncation_psi, verify)
         device = self.subspace.mean.device
         ids = torch.repeat_interleave(torch.arange(len(quota)), quota).to(device)
@@ -365,13 +375,17 @@ class Pipeline:
 
         Args:
             fmr: false match rate.
-            n: natural faces to embed.
+            n: natural faces to embed; all their pairs are compared, so memory grows with n².
             seed, batch_size: of the draw.
         """
-        z = draw_latents(self.generator, seed, 0, n, stream=_IMPOSTOR_STREAM)
-        w = torch.cat([self.generator.map(c, truncation_psi=self.bank.truncation_psi) for c in z.split(batch_size)])
-        images = (self.generator.synthesize(chunk) for chunk in w.split(batch_size))
-        return threshold_at_fmr(impostor_scores(embed(self._embedder(), images, progress=False)), fmr)
+        known = (fmr, n, seed)
+        if known not in self._thresholds:
+            z = draw_latents(self.generator, seed, 0, n, stream=_IMPOSTOR_STREAM)
+            w = torch.cat([self.generator.map(c, truncation_psi=self.bank.truncation_psi) for c in z.split(batch_size)])
+            images = (self.generator.synthesize(chunk) for chunk in w.split(batch_size))
+            embeddings = embed(self._embedder(), images, progress=False)
+            self._thresholds[known] = threshold_at_fmr(impostor_scores(embeddings, n_pairs=n * n), fmr)
+        return self._thresholds[known]
 
     def unique(self, sample: Sample, threshold: Threshold | float | None = None, *, batch_size: int = 256) -> Sample:
         """The faces of a sample that are no identity seen earlier in it (`fairface_synth.unique`).
@@ -425,12 +439,10 @@ class Pipeline:
         batch_size: int,
         progress: bool,
     ) -> Sample:
-        wanted = quota.nonzero().squeeze(1)
         fitness = face_fitness(
             self.generator,
             self.labeller,
             self.groups,
-            wanted.tolist(),
             detector=self.detector,
             embedder=None if threshold is None else self._embedder(),
             min_confidence=self.min_confidence,
@@ -439,8 +451,7 @@ class Pipeline:
         archive = evolve(
             strategy,
             fitness,
-            quota[wanted],
-            prior=fitness.prior(seed),
+            quota,
             seed=seed,
             threshold=threshold,
             max_evaluations=max_syntheses,
@@ -448,17 +459,16 @@ class Pipeline:
             progress=progress,
         )
         w = torch.cat([fitness.w(z) for z in archive.latents.split(batch_size)]) if len(archive) else archive.latents
-        made = torch.zeros_like(quota).index_copy(0, wanted, archive.evaluations.cpu())
         return Sample(
             images=self._synthesize(w, batch_size),
             latents=w[:, 0] if self.bank.latents.ndim == 2 and w.ndim == 3 else w,
-            group_ids=wanted.to(archive.group_ids.device)[archive.group_ids],
+            group_ids=archive.group_ids,
             index=archive.id,
             groups=self.groups,
             seed=seed,
             truncation_psi=self.bank.truncation_psi,
-            synthesized=made,
-            short={int(wanted[row]): missing for row, missing in archive.short.items()},
+            synthesized=archive.evaluations.cpu(),
+            short=archive.short,
             verified=True,
             method="evolve",
             archive=archive,
@@ -505,25 +515,6 @@ class Pipeline:
             truncation_psi=self.bank.truncation_psi,
             min_confidence=self.min_confidence,
         )
-
-
-class _NewIdentities:
-    """An `assign` that also refuses identities seen before, in whatever was confirmed so far."""
-
-    def __init__(self, assign: Assign, embedder: Embedder, threshold: Threshold | float) -> None:
-        self.assign, self.embedder, self.threshold = assign, embedder, float(threshold)
-        self.known: list[Tensor] = []
-
-    def __call__(self, images: Tensor) -> Tensor:
-        ids = self.assign(images).clone()
-        rows = (ids >= 0).nonzero().squeeze(1)
-        embeddings = embed(self.embedder, images[rows], progress=False) if len(rows) else None
-        if embeddings is not None:
-            known = torch.cat(self.known) if self.known else None
-            new = unique(embeddings, self.threshold, known=known)
-            ids[rows[~new]] = -1
-            self.known.append(embeddings[new])
-        return ids
 
 
 def _without_rare(groups: Groups, ids: Tensor, min_samples: int, min_confidence: float) -> Tensor:

@@ -11,10 +11,13 @@ from torch import Tensor
 from .errors import DataError, GroupError
 from .groups import Groups
 from .images import to_uint8
+from .models.pretrained import resize
 from .reports import GroupShares
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .identities import LeakageReport
 
 # Okabe & Ito 2008: told apart by the colour-blind, and in greyscale print by lightness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -160,3 +163,38 @@ def pair_grid(
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
+
+
+def leakage_pairs(
+    report: LeakageReport,
+    images: Tensor | Sequence[Tensor],
+    reference_images: Tensor | Sequence[Tensor],
+    *,
+    columns: int = 5,
+    title: str | None = None,
+) -> Figure:
+    """The closest pairs of a leakage report, face beside reference, with their cosines.
+
+    Args:
+        report: lists the pairs, the closest first.
+        images: the tested faces, [n, 3, H, W] in [-1, 1], or anything with a length that gives image [3, H, W] number i
+            (a dataset need not be in memory).
+        reference_images: the references likewise; at another resolution, they are resized.
+        columns: pairs a line.
+        title: above the figure.
+
+    Raises:
+        DataError: not as many images as the report has faces and references, or a report without pairs.
+    """
+    expected = [len(report.nearest.similarity), report.references]
+    if [len(images), len(reference_images)] != expected:
+        got = [len(images), len(reference_images)]
+        raise DataError("these are not the images of this report", expected=expected, got=got)
+    if not len(report.pairs):
+        raise DataError("the report lists no pairs", fix="leakage_report(…, pairs=10)")
+    rows, others = report.pairs.T.tolist()
+    faces = torch.stack([images[i] for i in rows])
+    references = torch.stack([reference_images[i] for i in others]).to(faces)
+    scores = report.nearest.similarity[report.pairs[:, 0]]
+    height, width = faces.shape[-2:]
+    return pair_grid(faces, resize(references, (height, width)), scores, columns=columns, title=title)

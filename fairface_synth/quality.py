@@ -16,9 +16,8 @@ from torch import Tensor
 
 from .artifacts import has_values
 from .errors import DataError, ShapeError
-from .reports import wilson_interval
+from .reports import _Z95, wilson_interval
 
-_Z95 = 1.959963984540054
 # Squared distances from matrix products err by about 1e-14 of the squared norms. Anything below this share of them is
 # a tie, and ties are inside: then exact copies, and the block size, make no difference.
 _TIE = 1e-11

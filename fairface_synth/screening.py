@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,15 @@ from torch import Tensor
 from .artifacts import Artifact, has_values
 from .errors import DataError, GroupError, ShapeError
 from .groups import Groups
+from .identities import embed, novelty
 from .latents import LatentBank, check_attributes, draw_latents, normals, to_layers
-from .models.protocols import Generator
+from .models.protocols import Embedder, Generator
 
 Propose = Callable[[Tensor, Tensor], Tensor]
 Assign = Callable[[Tensor], Tensor]
 
 FACE = "face_found"  # the screen's own attribute beside the labeller's
-SCREEN_STREAM = 2**32 - 1  # so that a screen never meets the latents that it was fitted on
+NATURAL_STREAM = 2**32 - 1  # so that nothing is judged on the latents it was fitted on
 
 
 # --- the classifier on latents --------------------------------------------------------------------------------------
@@ -106,13 +107,14 @@ def fit_screen(
         seed: of the split, the initial weights and the order.
 
     Raises:
-        DataError: fewer than 100 latents, NaN, or settings out of range.
+        DataError: too few latents, NaN, or settings out of range.
     """
     groups = bank.groups(None if attributes is None else list(attributes))
-    if len(bank) < 100 or not 0 < held_out < 1 or min(hidden, members, epochs) < 1:
+    out = round(len(bank) * held_out) if 0 < held_out < 1 else 0
+    if out < 20 or len(bank) - out < 50 or min(hidden, members, epochs) < 1:
         raise DataError(
             "a screen cannot be fitted on this",
-            expected="a bank of ≥ 100 latents, 0 < held_out < 1, hidden, members and epochs ≥ 1",
+            expected="50 latents to train on and 20 held out, 0 < held_out < 1, hidden, members and epochs ≥ 1",
             got=f"{len(bank)} latents, held_out={held_out}, hidden={hidden}, members={members}, epochs={epochs}",
         )
     values, targets = dict(groups.attributes), {a: bank.probabilities[a].float() for a in groups.attributes}
@@ -120,11 +122,11 @@ def fit_screen(
         face = (bank.found >= 0.95).float()
         values[FACE], targets[FACE] = ("no", "yes"), torch.stack((1 - face, face), dim=1)
     x = bank.latents.flatten(1).float()
-    if has_values(x) and not bool(x.isfinite().all()):
-        raise DataError("the bank has NaN or infinite latents", expected="finite latents", fix="check the generator")
+    for what, column in {"latents": x, **targets}.items():
+        if has_values(column) and not bool(column.isfinite().all()):
+            raise DataError(f"the bank's {what} are NaN or infinite", expected="finite numbers", fix="check the models")
     rng = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=rng).to(x.device)
-    out = max(2, round(len(x) * held_out))
     train, calibrate, test = order[out:], order[: out // 2], order[out // 2 : out]
     mean, scale = x[train].mean(0), x[train].std(0).clamp_min(1e-6)
     x = (x - mean) / scale
@@ -251,8 +253,10 @@ def screen(
     *,
     groups: Groups | None = None,
     min_confidence: float = 0.6,
-    min_face: float = 0.5,
+    min_face: float | None = None,
     verify: Assign | None = None,
+    embedder: Embedder | None = None,
+    threshold: SupportsFloat | None = None,
     images: bool = True,
     batch_size: int = 256,
     map_batch: int = 8192,
@@ -262,9 +266,9 @@ def screen(
 ) -> Accepted:
     """Fill a quota from the generator's own distribution: map many latents, synthesise those that pass the screen.
 
-    Latent i is drawn from (seed, i) alone, in a sequence of its own: `draw_latents(generator, seed, i, 1,
-    stream=ffs.screening.SCREEN_STREAM)`. Groups take their latents in that order, so that neither batch size nor
-    device decides which faces come out.
+    Latent i is drawn from (seed, i) alone, in a sequence apart from the bank's: `draw_latents(generator, seed, i, 1,
+    stream=ffs.screening.NATURAL_STREAM)`. Groups take their latents in that order; batch sizes decide nothing, except
+    which of two alike faces comes first where identities are compared.
 
     Args:
         generator: the model that the screen's bank came from.
@@ -274,13 +278,14 @@ def screen(
         groups: over (some of) the screen's attributes; all of them by default.
         min_confidence: gate on each attribute's largest probability. Higher: fewer faces of the wrong group, more
             mappings, and less of the group's diversity, since doubtful members are left out.
-        min_face: gate on the probability of a face, for screens of a bank with detections.
+        min_face: gate on the probability of a face, for screens of a bank with detections; 0.5 by default.
         verify: images [n, 3, H, W] → group ids [n], −1 to reject, as for `reject`: only confirmed faces count.
-        images: False (without `verify`): return latents alone, nothing is synthesised.
+        embedder, threshold: keep only identities not kept before, of any group: cosine below the threshold.
+        images: False (without `verify` and `threshold`): return latents alone, nothing is synthesised.
         batch_size, map_batch: images and latents at a time.
-        max_mappings: budget of latents; 20,000 per wanted face by default. When it is spent, `short` says what is
-            missing.
-        max_syntheses: budget of images for `verify`; 200 per wanted face by default.
+        max_mappings: budget of latents; by default 20,000 times the largest group's quota, or a million if that is
+            more. When it is spent, `short` says what is missing.
+        max_syntheses: budget of images; 200 per wanted face by default.
         progress: show a bar.
 
     Returns:
@@ -290,16 +295,25 @@ def screen(
     check_attributes(groups, screen.attributes)
     want = _checked_quota(quota, groups)
     budget, mappings = _budgets(want, max_syntheses, max_mappings, min(batch_size, map_batch))
-    if verify is not None and not images:
-        raise DataError("verification needs images", expected="images=True, or verify=None", got="images=False")
-    found = _Found(want, aimed=True)
-    pool = _Pool(generator, screen, groups, seed, min_confidence, min_face)
+    identities = _identities(embedder, threshold)
+    if not images and (verify is not None or identities is not None):
+        raise DataError("verification needs images", expected="images=True, or neither verify nor threshold", got=False)
+    if min_face is not None and FACE not in screen.attributes:
+        raise DataError(
+            "this screen knows nothing of faces", got=f"min_face={min_face}", fix="label_latents(…, detector=detector)"
+        )
+    gates = min_confidence, 0.5 if min_face is None else min_face
+    if not all(0 <= gate <= 1 for gate in gates):
+        raise DataError("gates are probabilities", expected="min_confidence and min_face in 0 … 1", got=gates)
+    sure = verify is None and identities is None
+    found = _Found(want, aimed=True, identities=identities)
+    pool = _Pool(generator, screen, groups, seed, *gates)
     with _bar(want, "screening faces", progress) as bar:
         while found.missing and found.total < budget:
-            aims = found.aims(min(batch_size, budget - found.total), sure=verify is None)
-            while pool.mapped < mappings and pool.lacks(aims):
-                pool.map(min(map_batch, mappings - pool.mapped), found.short)
-            aim, index = pool.take(aims)
+            size, needs = min(batch_size, budget - found.total), found.needs(sure)
+            while pool.mapped < mappings and pool.ready(needs) < min(size, sum(needs.values())):
+                pool.map(min(map_batch, mappings - pool.mapped), needs)
+            aim, index = pool.take(needs, size)
             if not len(aim):
                 break
             w = pool.latents(index)
@@ -317,8 +331,11 @@ def reject(
     quota: Tensor,
     *,
     seed: int = 0,
+    stream: int = 0,
     propose: Propose | None = None,
     groups: Groups | None = None,
+    embedder: Embedder | None = None,
+    threshold: SupportsFloat | None = None,
     truncation_psi: float = 1.0,
     batch_size: int = 256,
     max_syntheses: int | None = None,
@@ -331,11 +348,12 @@ def reject(
         assign: images [n, 3, H, W] → group ids [n], −1 for those to reject (unsure, no face found, …). For example
             `lambda images: groups.assign(labeller(images), min_confidence=0.7)`.
         quota: wanted number of each group, int64 [G].
-        seed: of the natural draw.
+        seed, stream: of the natural draw; a bank of the same seed has stream 0.
         propose: (group_ids [b], index [b]) → latents aimed at those groups, index counting from 0 within each group;
             an image is then kept only if `assign` says the group it was aimed at. None: natural draws, kept wherever a
             group is still short.
         groups: names for the messages and the bar.
+        embedder, threshold: keep only identities not kept before, of any group: cosine below the threshold.
         truncation_psi: ψ of the natural draw's mapping.
         batch_size: images at a time.
         max_syntheses: budget; 200 images per wanted face by default. When it is spent, `short` says what is missing.
@@ -343,18 +361,18 @@ def reject(
     """
     want = _checked_quota(quota, groups)
     budget, _ = _budgets(want, max_syntheses, None, batch_size)
-    found = _Found(want, aimed=propose is not None)
+    found = _Found(want, aimed=propose is not None, identities=_identities(embedder, threshold))
     device = generator.w_avg.device
     with _bar(want, "accepting faces", progress) as bar:
         while found.missing and found.total < budget:
             size = min(batch_size, budget - found.total)
             if propose is None:
                 index = torch.arange(found.total, found.total + size, device=device)
-                z = draw_latents(generator, seed, found.total, size)
+                z = draw_latents(generator, seed, found.total, size, stream=stream)
                 w = generator.map(z, truncation_psi=truncation_psi)
                 aim = None
             else:
-                aim, index = (x.to(device) for x in found.next_indices(found.aims(size)))
+                aim, index = (x.to(device) for x in found.next_indices(size))
                 w = propose(aim, index)
             images = generator.synthesize(to_layers(generator, w))
             bar.update(found.add(images, w, assign(images), aim, index))
@@ -365,7 +383,9 @@ def reject(
 
 
 def _checked_quota(quota: Tensor, groups: Groups | None) -> list[int]:
-    want = [int(q) for q in quota]
+    if quota.ndim != 1 or (len(quota) and quota.is_floating_point()) or quota.dtype == torch.bool:
+        raise ShapeError("a quota counts faces", expected="int64 [G]", got=f"{list(quota.shape)} {quota.dtype}")
+    want = quota.tolist()
     if min(want, default=-1) < 0 or sum(want) == 0:
         raise DataError("nothing to fill", expected="a quota [G] of non-negative numbers, not all zero", got=want)
     if groups is not None and len(groups) != len(want):
@@ -375,7 +395,7 @@ def _checked_quota(quota: Tensor, groups: Groups | None) -> list[int]:
 
 def _budgets(want: list[int], syntheses: int | None, mappings: int | None, smallest_batch: int) -> tuple[int, int]:
     budget = 200 * sum(want) if syntheses is None else syntheses
-    draws = 20_000 * sum(want) if mappings is None else mappings
+    draws = max(1_000_000, 20_000 * max(want)) if mappings is None else mappings
     if min(budget, draws, smallest_batch) < 1:
         raise DataError(
             "no images to make",
@@ -391,6 +411,33 @@ def _bar(want: list[int], what: str, progress: bool) -> Any:
     return tqdm(total=sum(want), desc=what, unit="face", disable=not progress)
 
 
+def _identities(embedder: Embedder | None, threshold: SupportsFloat | None) -> _Identities | None:
+    if threshold is None:
+        return None
+    if embedder is None:
+        raise DataError("identities are compared by an embedder", expected="embedder= beside threshold=", got=None)
+    return _Identities(embedder, float(threshold))
+
+
+class _Identities:
+    """The kept faces' embeddings, and whether others resemble them."""
+
+    def __init__(self, embedder: Embedder, threshold: float) -> None:
+        self.embedder, self.threshold = embedder, threshold
+        self.kept: Tensor | None = None
+
+    def compare(self, images: Tensor) -> tuple[Tensor, list[bool], list[list[bool]]]:
+        """Embeddings [n, e]; which are alike a kept face [n]; which are alike each other [n, n]."""
+        embeddings = embed(self.embedder, images, progress=False)
+        alike = (embeddings @ embeddings.T >= self.threshold).tolist()
+        if self.kept is None:
+            return embeddings, [False] * len(images), alike
+        return embeddings, (novelty(embeddings, self.kept).similarity >= self.threshold).tolist(), alike
+
+    def keep(self, embeddings: Tensor) -> None:
+        self.kept = embeddings if self.kept is None else torch.cat((self.kept, embeddings))
+
+
 class _Pool:
     """Natural latents that passed the screen and have not been used yet: their indices alone, in order."""
 
@@ -401,16 +448,16 @@ class _Pool:
         self.gates = min_confidence, min_face
         self.mapped = 0
         self.passed = torch.zeros(len(groups), dtype=torch.int64)
-        self.waiting = [torch.empty(0, dtype=torch.int64) for _ in range(len(groups))]
+        self.waiting: list[list[int]] = [[] for _ in range(len(groups))]
 
     def latents(self, index: Tensor) -> Tensor:
         """w of draws by index, [n, d] if all layers are alike."""
-        z = normals(self.seed, index.to(self.generator.w_avg.device), self.generator.z_dim, stream=SCREEN_STREAM)
+        z = normals(self.seed, index.to(self.generator.w_avg.device), self.generator.z_dim, stream=NATURAL_STREAM)
         w = self.generator.map(z, truncation_psi=self.screen.truncation_psi)
         return w[:, 0] if len(self.screen.shape) == 1 else w
 
-    def map(self, n: int, groups: Iterable[int]) -> None:
-        """Look at the next n draws; keep those that pass as one of these groups."""
+    def map(self, n: int, needs: Mapping[int, int]) -> None:
+        """Look at the next n draws; keep those that pass, for each group no more than it could ever use."""
         index = torch.arange(self.mapped, self.mapped + n)
         probabilities = self.screen.probabilities(self.latents(index))
         ids = self.groups.assign(probabilities, self.gates[0])
@@ -418,28 +465,47 @@ class _Pool:
             ids = torch.where(probabilities[FACE][:, 1] >= self.gates[1], ids, -1)
         ids = ids.cpu()
         self.passed += self.groups.count(ids)
-        for g in groups:
-            self.waiting[g] = torch.cat((self.waiting[g], index[ids == g]))
+        for g, need in needs.items():
+            room = max(0, _WORST * need - len(self.waiting[g]))
+            self.waiting[g] += index[ids == g][:room].tolist()
         self.mapped += n
 
-    def lacks(self, aims: Mapping[int, int]) -> bool:
-        return any(len(self.waiting[g]) < n for g, n in aims.items())
+    def ready(self, needs: Mapping[int, int]) -> int:
+        """How many of the latents needed are there."""
+        return sum(min(n, len(self.waiting[g])) for g, n in needs.items())
 
-    def take(self, aims: Mapping[int, int]) -> tuple[Tensor, Tensor]:
-        """Group ids and indices of the next latents to try, as many as there are."""
-        index = [self.waiting[g][:n] for g, n in aims.items()]
-        aim = [torch.full((len(i),), g) for i, g in zip(index, aims, strict=True)]
+    def take(self, needs: Mapping[int, int], size: int) -> tuple[Tensor, Tensor]:
+        """Group ids and indices of the next latents to try, spread over the groups by what is there."""
+        ready = {g: min(n, len(self.waiting[g])) for g, n in needs.items()}
+        aims = _spread({g: n for g, n in ready.items() if n}, size)
+        aim, index = [], []
         for g, n in aims.items():
-            self.waiting[g] = self.waiting[g][n:]
+            aim += [g] * n
+            index += self.waiting[g][:n]
+            del self.waiting[g][:n]
         device = self.generator.w_avg.device
-        return torch.cat(aim).to(device), torch.cat(index).to(device)
+        return tuple(torch.tensor(x, dtype=torch.int64, device=device) for x in (aim, index))  # type: ignore[return-value]
+
+
+_WORST = (
+    50  # a group that confirms less than one proposal in so many counts as one that does: it must not starve others
+)
+
+
+def _spread(needs: Mapping[int, int], size: int) -> dict[int, int]:
+    """At most `size` in all, for each group at most what it needs, by its share of all needs but at least one."""
+    total = sum(needs.values())
+    aims: dict[int, int] = {}
+    for g, n in sorted(needs.items(), key=lambda item: item[1]):
+        aims[g] = min(n, size - sum(aims.values()), max(1, round(size * n / total)))
+    return {g: n for g, n in aims.items() if n}
 
 
 class _Found:
     """What is kept, and what each group still lacks."""
 
-    def __init__(self, want: list[int], aimed: bool) -> None:
-        self.want, self.aimed = want, aimed
+    def __init__(self, want: list[int], aimed: bool, identities: _Identities | None = None) -> None:
+        self.want, self.aimed, self.identities = want, aimed, identities
         self.kept = [0] * len(want)
         self.made = [0] * len(want)
         self.drawn: list[int] | None = None
@@ -455,19 +521,15 @@ class _Found:
     def missing(self) -> int:
         return sum(self.short.values())
 
-    def aims(self, size: int, sure: bool = False) -> dict[int, int]:
-        """Spread the next images over the short groups by what each is expected to need still."""
-        need = {g: k if sure else k * (self.made[g] + 2) / (self.kept[g] + 1) for g, k in self.short.items()}
-        total = sum(need.values())
-        size = min(size, math.ceil(total))
-        aims: dict[int, int] = {}
-        for g, n in sorted(need.items(), key=lambda item: -item[1]):
-            count = min(size - sum(aims.values()), max(1, round(size * n / total)))
-            aims[g] = min(count, self.short[g]) if sure else count
-        return {g: n for g, n in aims.items() if n}
+    def needs(self, sure: bool = False) -> dict[int, int]:
+        """How many proposals each short group is expected to take still."""
+        if sure:
+            return self.short
+        return {g: math.ceil(k * min(_WORST, (self.made[g] + 2) / (self.kept[g] + 1))) for g, k in self.short.items()}
 
-    def next_indices(self, aims: Mapping[int, int]) -> tuple[Tensor, Tensor]:
+    def next_indices(self, size: int) -> tuple[Tensor, Tensor]:
         """Group ids and indices for proposals that count from 0 within each group."""
+        aims = _spread(self.needs(), size)
         aim = [torch.full((n,), g) for g, n in aims.items()]
         index = [torch.arange(self.made[g], self.made[g] + n) for g, n in aims.items()]
         return torch.cat(aim), torch.cat(index)
@@ -476,22 +538,37 @@ class _Found:
         """Count a batch, keep what is wanted. Returns how many were kept."""
         groups = assigned.tolist()
         aims = groups if aim is None else aim.tolist()
-        keep = []
+        right = []
         for row, (group, aimed) in enumerate(zip(groups, aims, strict=True)):
             if self.aimed:
                 self.made[aimed] += 1
             if not -1 <= group < len(self.want):
                 raise GroupError("assign gave an unknown group", expected=f"-1 … {len(self.want) - 1}", got=group)
-            if group != aimed or group < 0:
-                continue
-            self.passed[group] += 1
-            if self.kept[group] < self.want[group]:
-                self.kept[group] += 1
-                keep.append(row)
+            if group == aimed and group >= 0:
+                self.passed[group] += 1
+                right.append(row)
         self.total += len(groups)
+        keep = self._wanted(right, groups, images)
         rows = torch.tensor(keep, dtype=torch.int64, device=w.device)
         self.parts.append((None if images is None else images[rows], w[rows], assigned[rows], index[rows]))
         return len(keep)
+
+    def _wanted(self, rows: list[int], groups: list[int], images: Tensor | None) -> list[int]:
+        """Those of the rows that a short group takes, in order, and whose identity is new."""
+        rows = [row for row in rows if self.kept[groups[row]] < self.want[groups[row]]]
+        known, alike, embeddings = [False] * len(rows), None, None
+        if self.identities is not None and images is not None and rows:
+            embeddings, known, alike = self.identities.compare(images[rows])
+        chosen: list[int] = []
+        for i, row in enumerate(rows):
+            group = groups[row]
+            if self.kept[group] == self.want[group] or known[i] or (alike and any(alike[i][k] for k in chosen)):
+                continue
+            self.kept[group] += 1
+            chosen.append(i)
+        if self.identities is not None and embeddings is not None:
+            self.identities.keep(embeddings[chosen])
+        return [rows[i] for i in chosen]
 
     def result(self, generator: Generator) -> Accepted:
         """All that was kept, sorted by group, and what is missing."""

@@ -21,14 +21,14 @@ from torch import Tensor
 from .artifacts import Artifact, has_values
 from .errors import DataError, ShapeError
 from .latents import to_layers
-from .models.facenet import Detections
+from .models.facenet import Detections, faces_found
 from .models.protocols import Embedder, Generator
 from .reports import markdown_table
 
 Fit = Literal["svm", "logistic", "ridge"]
 Units = Literal["distance", "class"]
 Kind = Literal["move", "set"]
-Detector = Callable[[Tensor], Detections | Tensor]
+Detector = Callable[[Tensor], Detections | Tensor]  # images → Detections, bool [n] or probabilities [n]
 
 PUBLISHED_EXPRESSIONS = ("smile", "scream", "disgust", "squint", "surprise")
 MIN_SAMPLES = 10  # of each class, below which a plane in some hundred dimensions means nothing
@@ -217,7 +217,9 @@ class Axis:
     Attributes:
         direction: what to edit.
         steps: signed distances [k], a tensor or numbers.
-        kind: "move": w + s·n, from where the latent is. "set": w − (w·n)n + s·n, to the same place for every latent.
+        kind: "move": w + s·n, from where the latent is. "set": w + (s − d)·n, d being the latent's signed distance, to
+            the same distance for every latent. Where the plane goes through the origin (offset 0) d is w·n, and this
+            is the published w − (w·n)n + s·n.
     """
 
     direction: Direction
@@ -290,7 +292,9 @@ class Variations:
         axis: int64 [k], the axis of each variation.
         names: name of each axis.
         images: [n, k, 3, H, W] if asked for; where dropped, of the last factor tried.
-        synthesized: images made, with an embedder the unedited faces included.
+        synthesized: images made, with an embedder or a detector the unedited faces included.
+        reference_found: bool [n], whether the detector finds a face in the unedited image; where it does not, the
+            cosines compare with no face, and most variations are dropped. All True without a detector.
     """
 
     latents: Tensor
@@ -301,6 +305,7 @@ class Variations:
     names: tuple[str, ...]
     images: Tensor | None
     synthesized: int
+    reference_found: Tensor
 
     def counts(self) -> Tensor:
         """int64 [axes, 3]: variations of each axis kept whole, shortened and dropped."""
@@ -314,7 +319,13 @@ class Variations:
             [name, *map(str, row), "–" if math.isnan(cosine) else f"{cosine:.3f}"]
             for name, row, cosine in zip(self.names, self.counts().tolist(), cosines, strict=True)
         ]
-        return markdown_table(["axis", "whole", "shortened", "dropped", "mean cosine"], rows)
+        table = markdown_table(["axis", "whole", "shortened", "dropped", "mean cosine"], rows)
+        faceless = ~self.reference_found
+        count, dropped = int(faceless.sum()), int((~self.kept).sum())
+        if not count:
+            return table
+        theirs = f"{int((~self.kept[faceless]).sum())} of the {dropped} dropped variations are theirs"
+        return f"{table}\n\nNo face found in {count} of {len(faceless)} unedited images; {theirs}."
 
     def __repr__(self) -> str:
         return f"Variations(identities={len(self.kept)}, variations={self.kept.shape[1]}, axes={self.names})"
@@ -350,7 +361,8 @@ def vary(
         embedder: images → unit vectors; a variation's cosine to the unedited face (not neutralised) must reach the
             threshold.
         threshold: that cosine, from a stated FMR on impostor scores of this embedder (`threshold_at_fmr`).
-        detector: what `load_detector` gives, or images → bool [n]; a variation must hold a face (≥ 0.95).
+        detector: what `load_detector` gives, or images → bool [n] or probabilities [n]; a variation must hold a face
+            (≥ 0.95). Whether the unedited image holds one is only noted, in `reference_found`.
         min_step: smallest factor tried, in (0, 1]; 1: never shorten.
         keep_images: also return the images.
         batch_size: images at a time.
@@ -370,10 +382,13 @@ def vary(
     factor = torch.ones(n * k, device=w.device)
     similarity = torch.full((n * k,), torch.nan, device=w.device)
     images, made = None, 0
+    found = torch.ones(n, dtype=torch.bool, device=w.device)
     if generator is not None:
         check = _Check(generator, embedder, cosine, detector, keep_images, batch_size)
-        reference = check.embed(w)
-        made = 0 if embedder is None else n
+        if embedder is None and detector is None:
+            reference = w.new_zeros(n, 0)
+        else:
+            reference, found, made = *check.unedited(w), n
         latents, pending = latents.clone(), torch.arange(n * k, device=w.device)
         for halving in range(int(math.log2(1 / min_step) + 1e-9) + 1):
             identity = pending // k
@@ -397,6 +412,7 @@ def vary(
         names=tuple(axis.direction.name or f"axis {i}" for i, axis in enumerate(axes)),
         images=None if images is None else images.unflatten(0, (n, k)),
         synthesized=made,
+        reference_found=found,
     )
 
 
@@ -414,27 +430,33 @@ class _Check:
     keep_images: bool
     batch_size: int
 
-    def embed(self, w: Tensor) -> Tensor:
-        """Identity vectors [n, e] of the unedited faces; [n, 0] without an embedder."""
-        if self.embedder is None:
-            return w.new_zeros(len(w), 0)
-        return torch.cat([self.embedder(self._synthesize(chunk)) for chunk in w.split(self.batch_size)])
+    def unedited(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Identity vectors [n, e] of the unedited images ([n, 0] without an embedder), and bool [n]: is it a face?"""
+        parts = []
+        for latents in w.split(self.batch_size):
+            images = self._synthesize(latents)
+            vectors = w.new_zeros(len(images), 0) if self.embedder is None else self.embedder(images)
+            parts.append((vectors, self._faces(images)))
+        vectors, found = (torch.cat(part) for part in zip(*parts, strict=True))
+        return vectors, found
+
+    def _faces(self, images: Tensor) -> Tensor:
+        if self.detector is None:
+            return torch.ones(len(images), dtype=torch.bool, device=images.device)
+        return faces_found(self.detector(images))
 
     def __call__(self, w: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """bool [m], cosines [m] (NaN without embedder) and, if asked for, images."""
         parts = []
         for latents, unedited in zip(w.split(self.batch_size), reference.split(self.batch_size), strict=True):
             images = self._synthesize(latents)
-            passed = torch.ones(len(images), dtype=torch.bool, device=w.device)
+            passed = self._faces(images)
             cosine = torch.full((len(images),), torch.nan, device=w.device)
             if self.embedder is not None and self.threshold is not None:
                 cosine = (self.embedder(images) * unedited).sum(1).to(cosine.dtype)
                 if has_values(cosine) and not bool(cosine.isfinite().all()):
                     raise DataError("the embedder gave NaN or infinite values", fix="check generator and embedder")
-                passed &= cosine >= self.threshold
-            if self.detector is not None:
-                found = self.detector(images)
-                passed &= found.found() if isinstance(found, Detections) else found
+                passed = passed & (cosine >= self.threshold)
             parts.append((passed, cosine, images if self.keep_images else images[:0]))
         passed, cosine, images = (torch.cat(part) for part in zip(*parts, strict=True))
         return passed, cosine, images if self.keep_images else None

@@ -208,6 +208,102 @@ def test_another_run_s_archive_is_refused() -> None:
             _run(strategy, resume=archive)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (genetic(16), genetic(16, scale=0.3)),
+        (genetic(16, scale=torch.full((D,), 0.2)), genetic(16, scale=torch.full((D,), 0.3))),
+        (branching_walk(population=16, max_queue=99), branching_walk(population=16, max_queue=99, max_pops=7)),
+    ],
+)
+def test_an_archive_of_other_settings_is_refused(one: Strategy, other: Strategy, tmp_path) -> None:
+    _run(one, Ball(reach=0.5), max_evaluations=100).save(tmp_path / "archive")
+    archive = Archive.load(tmp_path / "archive")
+    assert len(_run(one, Ball(reach=0.5), resume=archive, max_evaluations=3000)) > len(archive)
+    with pytest.raises(DataError, match="another search") as caught:
+        _run(other, Ball(reach=0.5), resume=archive, max_evaluations=3000)
+    assert "settings" in str(caught.value)
+    assert "seed 1" not in str(caught.value), "only what differs is named"
+
+
+def test_an_archive_of_other_targets_or_another_space_is_refused(tmp_path) -> None:
+    def ball(names: tuple[str, ...], space: str) -> Ball:
+        fitness = Ball(reach=0.5)
+        fitness.names, fitness.space = names, space
+        return fitness
+
+    strategy, mine = genetic(16, mutation="gaussian"), ball(("dark", "light", "any"), "w")
+    _run(strategy, mine, max_evaluations=100).save(tmp_path / "archive")
+    archive = Archive.load(tmp_path / "archive")
+    assert (archive.names, archive.space) == (("dark", "light", "any"), "w")
+    assert "dark by " in str(archive)
+    assert "first by " in archive.report(["first", "second", "third"])
+    _run(strategy, mine, resume=archive, max_evaluations=200)
+    for other in (ball(("light", "dark", "any"), "w"), ball(mine.names, "w+")):
+        with pytest.raises(DataError, match="another search"):
+            _run(strategy, other, resume=archive, max_evaluations=200)
+
+
+def test_a_strategy_for_another_space_is_refused() -> None:
+    fitness = Ball()
+    for strategy, fits, wrong in (
+        (branching_walk("w+"), "w+", "z"),
+        (branching_walk(), "z", "w"),
+        (genetic(), "z", "w+"),
+    ):
+        fitness.space = wrong
+        with pytest.raises(DataError, match=f"expected: a fitness over {fits[0]}"):
+            _run(strategy, fitness)
+        fitness.space = fits
+        _run(strategy, fitness, (1, 0, 0))
+    fitness.space = "w"
+    _run(genetic(mutation="gaussian"), fitness, (1, 0, 0))
+    with pytest.raises(DataError, match="not for these latents"):
+        evolve(branching_walk("w+"), _fitness(["dark"]), torch.tensor([1]), progress=False)
+
+
+def test_an_identity_gate_needs_a_threshold() -> None:
+    strategy = branching_walk(population=16, identity_gate=True)
+    with pytest.raises(DataError, match="threshold="):
+        _run(strategy)
+    assert len(_run(strategy, threshold=0.9999)) == 12
+
+
+def test_what_is_dropped_for_want_of_room_is_reported(tmp_path) -> None:
+    """Also what was dropped before a restart or a resume. A group that nothing is dropped from is not named."""
+
+    class Hoard(Ball):
+        """All of group 0 succeed; group 1 dies out and begins anew."""
+
+        def __call__(self, latents: Tensor, rows: Tensor, known: Archive | None) -> Scores:
+            scores = super().__call__(latents, rows, known)
+            return scores._replace(success=scores.success | (rows == 0), found=torch.ones_like(scores.found))
+
+    strategy, lost = branching_walk(population=16, max_queue=20), torch.zeros(3, dtype=torch.int64)
+
+    def tell(state, proposal, evaluation, rng=None):
+        new = strategy.tell(state, proposal, evaluation, rng)
+        lost.add_((new.dropped - state.dropped) * proposal.valid.any(1))
+        return new
+
+    watched = strategy._replace(tell=tell)
+    archive = _run(watched, Hoard(reach=1.5), (900, 900, 0), max_evaluations=1500)
+    assert torch.equal(archive.dropped, lost)
+    assert int(lost[0]) > 300
+    assert f"Dropped unseen, for want of room: dark {int(lost[0])}" in archive.report(["dark", "light", "other"])
+    assert "other 0" not in archive.report(["dark", "light", "other"])
+    archive.save(tmp_path / "archive")
+    archive = _run(
+        watched, Hoard(reach=1.5), (900, 900, 0), max_evaluations=3000, resume=Archive.load(tmp_path / "archive")
+    )
+    assert torch.equal(archive.dropped, lost)
+    assert torch.equal(_run(strategy, Hoard(reach=1.5), (900, 900, 0), max_evaluations=3000).dropped, lost)
+    roomy = _run(branching_walk(population=16), Hoard(reach=1.5), (900, 900, 0), max_evaluations=3000)
+    assert int(roomy.dropped.sum()) == 0
+    assert "Dropped" not in str(roomy)
+    assert int(_run(genetic(16)).dropped.sum()) == 0
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.9])
 def test_identities_stay_below_the_threshold(threshold: float) -> None:
     archive = _run(genetic(32), Ball(reach=1.4, centre=0.3), (12, 12, 12), threshold=threshold, max_evaluations=20_000)
@@ -366,6 +462,8 @@ def test_an_archive_survives_the_disk(tmp_path) -> None:
         back = Archive.load(tmp_path / "a")
         if len(archive):
             _same(archive, back)
+            assert back.group is back.group_ids
+            assert back.embedding is back.embeddings
         assert str(back) == str(archive)
         assert back.short == archive.short
         assert set(back.state) == set(archive.state)
@@ -663,6 +761,27 @@ def test_detecting_successes_alone_changes_no_success() -> None:
     assert bool(some.found[~some.success].all())
 
 
+@pytest.mark.parametrize("detect", ["all", "successes"])
+def test_detectors_may_answer_in_truth_values_probabilities_or_detections(detect: str) -> None:
+    def probability(images: Tensor) -> Tensor:
+        return (0.95 + images.flatten(1)[:, 6]).clamp(0, 1)
+
+    def detections(images: Tensor) -> Detections:
+        n = len(images)
+        return Detections(probability(images), torch.zeros(n, 4), torch.zeros(n, 5, 2))
+
+    z, rows = _draw(200)
+    answers = [
+        _fitness(["dark"], detector=detector, detect=detect)(z, rows).found
+        for detector in (detections, probability, lambda images: probability(images) >= 0.95)
+    ]
+    assert 0 < int(answers[0].sum()) < 200
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+    with pytest.raises(ShapeError, match="a detector says"):
+        _fitness(["dark"], detector=lambda images: torch.ones(len(images), dtype=torch.int64), detect=detect)(z, rows)
+
+
 def test_measures_by_name() -> None:
     z, rows = _draw(30)
     scores = _fitness(["dark"], measures=["tone", lambda faces: faces.distance])(z, rows)
@@ -726,7 +845,10 @@ def test_faces_bring_their_own_prior() -> None:
         evolve(genetic(16), lambda latents, rows, known: None, quota, progress=False)
 
 
-RARE = [("z", branching_walk(population=32), "female-light"), ("w+", genetic(32), "female-light-older")]
+RARE = [
+    ("z", branching_walk(population=32), "female-light"),
+    ("w+", genetic(32, mutation="gaussian"), "female-light-older"),
+]
 
 
 @pytest.mark.parametrize(("space", "strategy", "name"), RARE)

@@ -435,3 +435,14 @@ def test_embedder_refuses_other_weights(tmp_path: Path, net: InceptionResnetV1) 
     torch.save({**net.state_dict(), "last_linear.weight": torch.zeros(4, 4)}, path)
     with pytest.raises(CheckpointError, match=r"last_linear\.weight \[4, 4\] instead of \[512, 1792\]"):
         load_embedder(path)
+
+
+def test_every_kind_of_detector_answer_is_understood() -> None:
+    probability = torch.tensor([0.0, 0.94, 0.95, 1.0])
+    nothing = torch.full((4, 4), torch.nan)
+    expected = torch.tensor([False, False, True, True])
+    for answer in (facenet.Detections(probability, nothing, torch.zeros(4, 5, 2)), probability, expected):
+        assert torch.equal(facenet.faces_found(answer), expected)
+    for wrong in (torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)):
+        with pytest.raises(ShapeError, match="whether there is a face"):
+            facenet.faces_found(wrong)

@@ -393,6 +393,38 @@ def test_effective_comparisons_of_independent_pairs_are_all_of_them() -> None:
     assert threshold_at_fmr(disjoint, 0.01).value == threshold_at_fmr(scores, 0.01).value
 
 
+def test_repeated_faces_of_an_identity_add_no_independent_comparisons() -> None:
+    """Every face three times: nine comparisons of two people, which say what one says."""
+    x = _lumpy(250, 4)
+    once = threshold_at_fmr(impostor_scores(x), 0.01)
+    people = torch.arange(250).repeat(3)
+    thrice = threshold_at_fmr(impostor_scores(x.repeat(3, 1), people), 0.01)
+    assert thrice.comparisons == 9 * once.comparisons
+    assert thrice.value == pytest.approx(once.value, abs=1e-6)
+    assert thrice.effective == pytest.approx(once.effective, rel=0.01)
+    unlike = threshold_at_fmr(impostor_scores(_unit(250, 24, 4)), 0.01)  # hardly any dependence: the floor counts
+    again = threshold_at_fmr(impostor_scores(_unit(250, 24, 4).repeat(3, 1), people), 0.01)
+    assert again.effective == pytest.approx(unlike.effective, rel=0.01)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10**6))
+def test_effective_comparisons_follow_the_double_sum(seed: int) -> None:
+    """Aronow et al.'s eq. 2 word for word: errors of all comparisons that share an identity, multiplied."""
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 25, (40,), generator=rng)
+    impostors = impostor_scores(_lumpy(40, seed), ids)
+    threshold = threshold_at_fmr(impostors, 0.1)
+    error = (impostors.scores >= threshold.value).double()
+    error = error - error.mean()
+    a, b = impostors.identities[impostors.first], impostors.identities[impostors.second]
+    shared = (a[:, None] == a) | (a[:, None] == b) | (b[:, None] == a) | (b[:, None] == b)
+    both = ((a[:, None] == a) & (b[:, None] == b)) | ((a[:, None] == b) & (b[:, None] == a))
+    product = error[:, None] * error
+    variance = max(float(product[m].sum()) for m in (shared, both, torch.eye(len(error), dtype=torch.bool)))
+    assert threshold.effective == pytest.approx(len(error) * float(error.square().sum()) / variance)
+
+
 def test_no_match_among_tied_scores_still_has_an_interval() -> None:
     rows = torch.arange(2000)
     scores = torch.where(rows[:1000] < 400, 0.5, 0.25)  # at 0.5 are more than the FMR admits
@@ -493,6 +525,31 @@ def test_pair_grid_draws_every_pair() -> None:
         plotting.pair_grid(images, images[:3])
     with pytest.raises(DataError, match="one score"):
         plotting.pair_grid(images, images, torch.zeros(2))
+
+
+def test_the_closest_pairs_of_a_report_in_one_call() -> None:
+    reference, faces = _unit(30, 16, 1), _unit(20, 16, 2)
+    faces[7] = reference[11]
+    report = leakage_report(faces, reference, _threshold(0.9, 1e-3), pairs=4)
+    images = torch.linspace(-1, 1, 20)[:, None, None, None].expand(-1, 3, 8, 8)
+    originals = torch.linspace(-1, 1, 30)[:, None, None, None].expand(-1, 3, 16, 16)  # another resolution
+    for files in (originals, list(originals)):
+        figure = plotting.leakage_pairs(report, images, files, columns=2, title="closest")
+        drawn = [ax for ax in figure.axes if ax.images]
+        assert len(drawn) == 4
+        for ax, (face, other) in zip(drawn, report.pairs.tolist(), strict=True):
+            pixels = ax.images[0].get_array()
+            assert pixels.shape == (8, 16, 3)
+            np.testing.assert_array_equal(pixels[:, :8], round(255 * face / 19))
+            np.testing.assert_array_equal(pixels[:, 8:], round(255 * other / 29))
+            assert ax.get_title() == f"{float(report.nearest.similarity[face]):.3f}"
+    assert report.pairs[0].tolist() == [7, 11]
+    with pytest.raises(DataError, match="not the images of this report"):
+        plotting.leakage_pairs(report, images[:9], originals)
+    with pytest.raises(DataError, match="not the images of this report"):
+        plotting.leakage_pairs(report, images, originals[:9])
+    with pytest.raises(DataError, match="lists no pairs"):
+        plotting.leakage_pairs(leakage_report(faces, reference, _threshold(0.9, 1e-3), pairs=0), images, originals)
 
 
 # ---------------------------------------------------------------------------------------- embed

@@ -41,6 +41,11 @@ def _chance(tone: Tensor = TONE, gender: float = 0.5) -> Confusion:
     return Confusion(GROUPS, {"gender": blind, "tone": tone}, exact=True)
 
 
+def _never() -> Confusion:
+    tone = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+    return Confusion(GROUPS, {"gender": GENDER, "tone": tone}, exact=True)
+
+
 # --- the confusion ------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +176,7 @@ def test_the_inverse_says_what_it_clipped() -> None:
 
 @pytest.mark.parametrize(
     ("method", "validated", "n", "trials"),
-    [("inverse", 1500, 1000, 150), ("inverse", 300, 5000, 150), ("em", 1500, 1000, 40), ("bayes", 400, 300, 40)],
+    [("inverse", 1500, 1000, 150), ("inverse", 300, 5000, 150), ("em", 1500, 1000, 40), ("bayes", 400, 300, 25)],
 )
 def test_intervals_cover_the_truth(method: str, validated: int, n: int, trials: int) -> None:
     """Both the confusion and the labels are samples; 95 % of the intervals should hold the true share."""
@@ -185,6 +190,95 @@ def test_intervals_cover_the_truth(method: str, validated: int, n: int, trials: 
     slack = 3.5 * math.sqrt(0.05 * 0.95 / trials / 2)  # the six groups count as about two independent ones
     assert abs(float(covered.mean()) / trials - 0.945) < slack
     assert float(covered.min()) / trials > 0.94 - 4 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def _grid_posterior(log: Tensor, values: Tensor) -> tuple[float, float, float]:
+    """Mean and 2.5 and 97.5 % quantiles of `values` [k], the first dimension of a grid of log densities."""
+    mass = (log - log.max()).exp().flatten(1).sum(1)
+    mass = mass / mass.sum()
+    low, high = (float(values[int((mass.cumsum(0) >= q).long().argmax())]) for q in (0.025, 0.975))
+    return float(mass @ values), low, high
+
+
+@pytest.mark.parametrize(
+    ("table", "gate", "labels"),
+    [
+        ([[9, 3], [4, 12]], None, [30, 10]),  # the labels also inform the rows
+        ([[9, 3], [4, 12]], None, [2, 1]),  # few labels: mostly the prior
+        ([[40, 10], [5, 45]], None, [0, 60]),  # against the border
+        ([[8e9, 2e9], [1e9, 9e9]], [[6, 14], [27, 3]], [25, 40]),  # a gate that is known badly
+        ([[0.8, 0.2], [0.1, 0.9]], [[0.2, 0.8], [0.9, 0.1]], [25, 40]),  # everything is known
+    ],
+)
+def test_bayes_is_the_posterior_on_a_grid(table: list, gate: list | None, labels: list[int]) -> None:
+    """Two groups by brute force: share π, two rates p = P(label 0 | truth), or two rates of passing the gate."""
+    exact = table[0][0] < 1
+    groups = Groups({"gender": ["female", "male"]})
+    counts, passed = torch.tensor(table, dtype=torch.float64), gate and torch.tensor(gate, dtype=torch.float64)
+    confusion = Confusion(groups, {"gender": counts}, passed, exact=exact)
+    rng = torch.Generator().manual_seed(0)
+    result = true_shares(confusion, torch.tensor(labels), "bayes", draws=6000, rng=rng, force=True)
+
+    steps = (torch.arange(160, dtype=torch.float64) + 0.5) / 160
+    share, *free = torch.meshgrid(steps, steps, steps, indexing="ij")
+    known, rates = counts / counts.sum(1, keepdim=True), [1.0, 1.0]
+    if gate is None:
+        chance, weight = free, counts + 0.5
+    else:
+        chance = [known[0, 0], known[1, 0]]
+        rates, weight = free, passed + passed.sum(0) / passed.sum()
+    log = sum((w[0] - 1) * x.log() + (w[1] - 1) * (1 - x).log() for w, x in zip(weight, free, strict=True))
+    if exact:
+        assert passed is not None
+        rates, log = [passed[0, 0], passed[1, 0]], torch.zeros_like(share)
+    first = share * rates[0] * chance[0] + (1 - share) * rates[1] * chance[1]
+    both = share * rates[0] + (1 - share) * rates[1]
+    log = log + labels[0] * (first / both).log() + labels[1] * (1 - first / both).log()
+    mean, low, high = _grid_posterior(log, steps)
+    assert float(result.shares[0]) == pytest.approx(mean, abs=0.012)
+    assert float(result.low[0]) == pytest.approx(low, abs=0.02)
+    assert float(result.high[0]) == pytest.approx(high, abs=0.025)
+    assert float(result.shares.sum()) == pytest.approx(1)
+
+
+def test_bayes_over_attributes_is_bayes_over_groups_when_nothing_else_differs(rng) -> None:
+    """A billion faces of known truth: then the product of the attributes' tables is the joint table."""
+    counts = torch.tensor([5, 12, 30, 9, 20, 40])
+    split = Confusion(GROUPS, {"gender": 1e9 * GENDER, "tone": 1e9 * TONE})
+    joint = Confusion(GROUPS, {"*": 1e9 * _known(None).rates()})
+    a, b = (true_shares(c, counts, "bayes", draws=4000, rng=rng, force=True) for c in (split, joint))
+    for field in ("shares", "low", "high"):
+        assert torch.allclose(getattr(a, field), getattr(b, field), atol=0.02)
+
+
+@pytest.mark.parametrize("n", [1000, 10**6])
+def test_an_absent_group_has_the_limit_0(n: int, rng) -> None:
+    shares = torch.tensor([0.0, 0.2, 0.3, 0.05, 0.15, 0.3], dtype=torch.float64)
+    seen = shares @ _known(None).rates()
+    for _ in range(5):
+        counts = torch.bincount(torch.multinomial(seen, n, True, generator=rng), minlength=G)
+        for method in ("em", "inverse"):
+            result = true_shares(_known(None), counts, method, draws=200, rng=rng)  # type: ignore[arg-type]
+            assert result.low[0] == 0
+            assert float(result.high[0]) < 8 / math.sqrt(n)
+            assert result.low[1:].min() > 0
+        assert float(true_shares(_known(None), counts, "bayes", draws=200, rng=rng).low[0]) > 0  # as documented
+
+
+def test_a_singular_confusion_is_not_taken_at_its_word(rng) -> None:
+    """Gender is labelled at chance: what is left is the tone, and an equal split, flagged."""
+    labels = torch.tensor([100, 200, 300, 300, 200, 100])
+    result = true_shares(_chance(), labels, "inverse", draws=50, rng=rng, force=True)
+    oracle = torch.linalg.pinv(_chance().rates().T) @ (labels.double() / 1200)
+    assert torch.allclose(result.shares, oracle.clamp_min(0) / oracle.clamp_min(0).sum(), atol=1e-6)
+    assert (result.shares - result.as_labelled).abs().max() > 0.05
+    assert torch.allclose(result.shares[:3], result.shares[3:], atol=1e-6)
+    assert result.singular
+    assert not result.reliable
+    assert "labelled alike" in str(result)
+    assert "condition number ∞" in str(result)
+    em = true_shares(_chance(), labels, "em", draws=50, rng=rng, force=True)
+    assert torch.allclose(em.shares, result.shares, atol=1e-3)
 
 
 def test_correction_beats_taking_labels_at_their_word(rng) -> None:
@@ -337,6 +431,7 @@ COUNTS = torch.full((G,), 100)
         (lambda: true_shares(_known(), -COUNTS), DataError, "no counts"),
         (lambda: true_shares(_known(), COUNTS, "guess"), DataError, "unknown method"),
         (lambda: true_shares(_known(), COUNTS, draws=1), DataError, "draws"),
+        (lambda: true_shares(_never(), COUNTS, force=True), DataError, "never given: female-dark, male-dark"),
         (lambda: corrected_quota(_known(), 0, SHARES), DataError, "nothing to fill"),
         (lambda: corrected_quota(_known(), 10, SHARES * float("nan")), DataError, "no counts"),
         (lambda: corrected_quota(_known(), 10, SHARES, "blue"), GroupError, "blue"),

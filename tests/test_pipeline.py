@@ -212,8 +212,7 @@ SEARCH = ffs.genetic(population=24)
 @pytest.mark.parametrize("method", ["screen", "reject"])
 def test_natural_draws_can_be_made_again_by_their_index(pipeline, method: str) -> None:
     sample = pipeline.sample("balanced", n=12, seed=5, method=method, progress=False)
-    stream = ffs.screening.SCREEN_STREAM if method == "screen" else 0
-    z = ffs.normals(5, sample.index, pipeline.generator.z_dim, stream=stream)
+    z = ffs.normals(5, sample.index, pipeline.generator.z_dim, stream=ffs.screening.NATURAL_STREAM)
     torch.testing.assert_close(pipeline.generator.map(z)[:, 0], sample.latents)
     if method == "screen":
         guessed = pipeline.groups.assign(pipeline.screen.probabilities(sample.latents), pipeline.min_confidence)
@@ -233,10 +232,12 @@ def test_a_search_keeps_its_lineage_and_can_be_short(pipeline) -> None:
     assert sum(sample.short.values()) == 60 - len(sample)
 
 
+PARTS = ("generator", "labeller", "groups", "bank", "subspace", "gaussians")
+
+
 @pytest.fixture(scope="module")
 def with_embedder(world, pipeline) -> ffs.Pipeline:
-    parts = (pipeline.generator, pipeline.labeller, pipeline.groups, pipeline.bank, pipeline.subspace)
-    return ffs.Pipeline(*parts, pipeline.gaussians, embedder=world.embedder)
+    return ffs.Pipeline(*(getattr(pipeline, k) for k in PARTS), embedder=world.embedder)
 
 
 @pytest.mark.parametrize("method", ["gaussian", "screen", "evolve"])
@@ -261,6 +262,8 @@ def test_unique_keeps_the_first_of_each_identity(with_embedder) -> None:
 
 def test_the_threshold_holds_its_false_match_rate(world, with_embedder) -> None:
     threshold = with_embedder.threshold(1e-3, n=1000)
+    other = ffs.Pipeline(*(getattr(with_embedder, k) for k in PARTS), embedder=world.embedder)
+    assert other.threshold(1e-3, n=1000) == threshold, "the seed and nothing else decides"
     z = ffs.draw_latents(world.generator, 77, 0, 600)
     embeddings = ffs.embed(world.embedder, world.generator.synthesize(world.generator.map(z)), progress=False)
     scores = ffs.impostor_scores(embeddings).scores
@@ -273,6 +276,25 @@ def test_variations_of_a_sample(world, with_embedder) -> None:
     varied = with_embedder.vary(sample, axes, threshold=0.5)
     assert varied.latents.shape == (2, 2, 100)
     assert varied.images.shape[-3:] == (3, 64, 64)
+
+
+def test_a_bank_with_detections_is_the_pipeline_s_if_asked_for(world) -> None:
+    pipeline = ffs.Pipeline.fit(
+        world.generator,
+        world.labeller,
+        attributes="gender",
+        n=200,
+        detector=lambda images: images.mean((1, 2, 3)) > -0.5,
+        detect=True,
+        progress=False,
+    )
+    assert pipeline.bank.found is not None
+    assert ffs.screening.FACE in pipeline.screen.attributes
+
+
+def test_rejection_does_not_meet_the_bank_s_latents(pipeline) -> None:
+    sample = pipeline.sample("dark", n=6, method="reject", progress=False)
+    assert float(torch.cdist(sample.latents, pipeline.bank.latents).min()) > 1.0
 
 
 def test_requests_that_do_not_fit_together(pipeline, with_embedder) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fairface_synth as ffs
-from fairface_synth.screening import FACE, SCREEN_STREAM
+from fairface_synth.screening import FACE, NATURAL_STREAM
 
 GROUPS = ffs.Groups({"side": ["left", "right"], "height": ["low", "mid", "high"]})
 DIM = 6
@@ -121,7 +121,7 @@ def test_groups_take_the_first_latents_that_pass_whatever_the_batches(
     )
     assert not found.short
     assert torch.equal(GROUPS.count(found.group_ids), quota)
-    w = ffs.normals(5, torch.arange(int(found.drawn[0])), DIM, stream=SCREEN_STREAM)
+    w = ffs.normals(5, torch.arange(int(found.drawn[0])), DIM, stream=NATURAL_STREAM)
     ids = GROUPS.assign(fitted.probabilities(w), 0.5)
     assert torch.equal(found.passed, GROUPS.count(ids))
     for g, n in enumerate(quota.tolist()):
@@ -222,6 +222,47 @@ def test_one_attribute_of_several_can_be_asked_for(fitted: ffs.Screen) -> None:
     assert torch.equal(side.assign(fitted.probabilities(found.latents)), found.group_ids)
 
 
+def test_a_group_that_never_succeeds_does_not_starve_the_others(fitted: ffs.Screen) -> None:
+    def only_left(images: Tensor) -> Tensor:
+        coin = images.flatten(1).sum(1).frac().abs() < 0.1  # confirms one face of group 0 in ten, and no other
+        return torch.where((_assign(images) == 0) & coin, 0, -1)
+
+    def propose(ids: Tensor, index: Tensor) -> Tensor:
+        latents = ffs.normals(0, index, DIM, stream=ids + 1)
+        latents[:, 0] = -2.0
+        return latents
+
+    quota = torch.tensor([40, 40, 0, 0, 0, 0])
+    for found in (
+        ffs.reject(_toy_generator(), only_left, quota, propose=propose, progress=False),
+        ffs.screen(_toy_generator(), fitted, quota, verify=only_left, progress=False),
+    ):
+        assert found.short == {1: 40}
+
+
+@pytest.mark.parametrize("way", ["reject", "screen"])
+def test_only_faces_that_are_kept_stand_in_the_way_of_others(fitted: ffs.Screen, way: str) -> None:
+    """Every face has one of 12 identities, whatever its group: the quota takes each once, and none is lost."""
+
+    class Embedder:
+        dim = 12
+
+        def __call__(self, images: Tensor) -> Tensor:
+            who = (images.flatten(1)[:, 5] * 1e4).long() % 12
+            return torch.nn.functional.one_hot(who, 12).float()
+
+    quota = torch.full((6,), 2)
+    options = {"embedder": Embedder(), "threshold": 0.5, "max_syntheses": 20_000, "progress": False}
+    if way == "reject":
+        found = ffs.reject(_toy_generator(), _assign, quota, batch_size=16, **options)
+    else:
+        found = ffs.screen(_toy_generator(), fitted, quota, batch_size=16, **options)
+    assert not found.short
+    assert len(Embedder()(found.images).argmax(1).unique()) == 12
+    more = ffs.reject(_toy_generator(), _assign, quota + 1, **{**options, "max_syntheses": 3000})
+    assert sum(more.short.values()) == 6, "there are only 12 identities"
+
+
 def test_bad_requests_say_so(bank: ffs.LatentBank, fitted: ffs.Screen) -> None:
     generator, quota = _toy_generator(), torch.ones(6, dtype=torch.int64)
     with pytest.raises(ffs.DataError, match="cannot be fitted"):
@@ -231,10 +272,23 @@ def test_bad_requests_say_so(bank: ffs.LatentBank, fitted: ffs.Screen) -> None:
     with pytest.raises(ffs.GroupError, match="no such attribute"):
         ffs.fit_screen(bank, ["age"])
     with pytest.raises(ffs.GroupError, match="quota does not fit"):
-        ffs.screen(generator, fitted, torch.ones(5), progress=False)
+        ffs.screen(generator, fitted, torch.ones(5, dtype=torch.int64), progress=False)
     swapped = ffs.Groups({"side": ["right", "left"]})
     with pytest.raises(ffs.GroupError, match="side"):
-        ffs.screen(generator, fitted, torch.ones(2), groups=swapped, progress=False)
+        ffs.screen(generator, fitted, torch.ones(2, dtype=torch.int64), groups=swapped, progress=False)
+    with pytest.raises(ffs.DataError, match="cannot be fitted"):
+        ffs.fit_screen(bank[:200], held_out=0.999)
+    unknown = {**bank.probabilities, "side": bank.probabilities["side"] * torch.nan}
+    with pytest.raises(ffs.DataError, match="side are NaN"):
+        ffs.fit_screen(dataclasses.replace(bank, probabilities=unknown))
+    with pytest.raises(ffs.ShapeError, match="counts faces"):
+        ffs.screen(generator, fitted, torch.full((6,), 0.9), progress=False)
+    with pytest.raises(ffs.DataError, match="gates are probabilities"):
+        ffs.screen(generator, fitted, quota, min_confidence=1.5, progress=False)
+    with pytest.raises(ffs.DataError, match="knows nothing of faces"):
+        ffs.screen(generator, fitted, quota, min_face=0.9, progress=False)
+    with pytest.raises(ffs.DataError, match="by an embedder"):
+        ffs.screen(generator, fitted, quota, threshold=0.9, progress=False)
     with pytest.raises(ffs.DataError, match="verification needs images"):
         ffs.screen(generator, fitted, quota, verify=_assign, images=False, progress=False)
     with pytest.raises(ffs.ShapeError, match="do not fit the screen"):

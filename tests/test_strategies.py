@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,8 +43,9 @@ STRATEGIES: dict[str, Strategy] = {
         population=P, lineages=3, crossover=0.5, identity_gate=True, pull=0.1, max_queue=200
     ),
     "genetic": genetic(P),
+    "genetic, gaussian": genetic(P, mutation="gaussian"),
     "genetic, truncation, sbx, uniform": genetic(P, selection="truncation", crossover="sbx", mutation="uniform"),
-    "genetic, spherical, rate": genetic(P, crossover="spherical", rate=0.5, scale=0.4),
+    "genetic, spherical, rate": genetic(P, crossover="spherical", rate=0.5, scale=torch.tensor(0.4)),
     "genetic, mutation only, plus": genetic(P, crossover=None, elites=P),
     "snes": snes(P),
     "cem": cem(P),
@@ -288,6 +290,11 @@ def test_bad_input_is_refused(strategy: Strategy) -> None:
         lambda: genetic(selection="best"),  # type: ignore[arg-type]
         lambda: genetic(elites=65),
         lambda: genetic(rate=0.0),
+        lambda: genetic(scale=1.5),
+        lambda: genetic(scale=torch.tensor([0.2, 0.0])),
+        lambda: genetic(mutation="cauchy"),  # type: ignore[arg-type]
+        lambda: branching_walk(max_pops=0),
+        lambda: branching_walk(max_no_face=-1),
         lambda: snes(1),
         lambda: snes(step_size=0.0),
         lambda: cem(elite_share=0.0),
@@ -302,6 +309,92 @@ def test_bad_input_is_refused(strategy: Strategy) -> None:
 def test_bad_settings_are_refused(make: Callable[[], Any]) -> None:
     with pytest.raises((DataError, ShapeError), match="expected"):
         make()
+
+
+TENSOR = torch.tensor([0.1, 0.2])
+VARIED: dict[str, tuple[Callable[..., Strategy], dict[str, Any]]] = {
+    "walk": (
+        branching_walk,
+        {
+            "scale": 0.4,
+            "children": 2,
+            "max_pops": 7,
+            "max_no_face": 3,
+            "lineages": 2,
+            "population": 8,
+            "max_queue": 99,
+            "spread": TENSOR,
+            "crossover": 0.1,
+            "identity_gate": True,
+            "pull": 0.1,
+            "centre": 0.5,
+        },
+    ),
+    "genetic": (
+        genetic,
+        {
+            "population": 8,
+            "selection": "truncation",
+            "tournament_size": 2,
+            "truncation_share": 0.5,
+            "crossover": None,
+            "sbx_index": 3.0,
+            "mutation": "gaussian",
+            "scale": TENSOR,
+            "rate": 0.5,
+            "elites": 0,
+        },
+    ),
+    "snes": (snes, {"population": 8, "step_size": 0.5, "mean_rate": 0.5, "scale_rate": 0.1}),
+    "cem": (cem, {"population": 8, "elite_share": 0.5, "smoothing": 0.5, "min_scale": 0.1}),
+    "map_elites": (
+        lambda **changed: map_elites(**(BOX | {"cells": (5, 5)} | changed)),
+        {
+            "population": 8,
+            "low": (-2.0, -3.0),
+            "high": (2.0, 3.0),
+            "cells": (3, 4),
+            "centroids": torch.rand(4, 2),
+            "iso": 0.3,
+            "line": 0.1,
+            "only_successes": True,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_every_setting_shows_in_the_settings(name: str) -> None:
+    make, changes = VARIED[name]
+    plain = make().settings
+    assert plain == make().settings
+    told = {key: make(**{key: value}).settings for key, value in changes.items()}
+    assert plain not in told.values()
+    assert len(set(told.values())) == len(told)
+
+
+def test_equal_settings_are_written_equally() -> None:
+    assert branching_walk().settings == branching_walk(scale=0.5, max_pops=10**9, centre=0).settings
+    in_w_plus = branching_walk("w+", scale=0.3, max_pops=5000, max_no_face=20)
+    assert branching_walk("w+").settings == in_w_plus.settings
+    assert map_elites(cells=[4, 4], **BOX).settings == map_elites(cells=(4, 4), low=[-3, -3], high=[3, 3]).settings
+    assert genetic(scale=TENSOR).settings == genetic(scale=TENSOR.double().float()).settings
+    assert genetic(scale=TENSOR).settings != genetic(scale=TENSOR.flip(0)).settings
+    assert genetic(scale=TENSOR).settings != genetic(scale=TENSOR.unsqueeze(0)).settings
+
+
+def test_strategies_say_what_they_are_for() -> None:
+    assert (branching_walk("z").space, branching_walk("w+").space, genetic().space) == ("z", "w+", "z")
+    anywhere = (
+        genetic(mutation="gaussian"),
+        genetic(mutation="uniform"),
+        snes(),
+        cem(),
+        map_elites(cells=(4, 4), **BOX),
+    )
+    assert all(strategy.space is None for strategy in anywhere)
+    assert branching_walk(identity_gate=True).needs_identities
+    assert not branching_walk().needs_identities
 
 
 # --- branching walk against the published loop --------------------------------------------------------------------
@@ -338,7 +431,13 @@ class World(NamedTuple):
 
 
 def published(
-    pool: Tensor, world: World, *, scale: float = 0.5, children: int = 3, max_pops: int = 5000, max_no_face: int = 20
+    pool: Tensor,
+    world: World,
+    *,
+    scale: float = 0.5,
+    children: int = 3,
+    max_pops: int = 10**9,
+    max_no_face: int = 10**9,
 ) -> list[tuple[Tensor, int]]:
     """methods §2.2, one individual at a time: what is evaluated, with its depth, seed scans included.
 
@@ -493,6 +592,63 @@ def test_documented_capacity_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         assert int(history[-1][2].dropped) == lost
 
 
+def lone_root(population: int) -> Tensor:
+    """A pool whose first candidate alone succeeds in a world of limited reach."""
+    pool = torch.full((population, WALK_D), 1e6, dtype=torch.float64)
+    pool[0] = torch.tensor([3.0, 2.0, 1.0, 2.0])
+    return pool
+
+
+def descendants(visited: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
+    return [entry for entry in visited if entry[1]]
+
+
+@pytest.mark.parametrize("population", [1, 5])
+def test_a_full_queue_leaves_the_first_individuals_as_published(
+    monkeypatch: pytest.MonkeyPatch, population: int
+) -> None:
+    monkeypatch.setattr(walk, "steps", hashed_steps)
+    pool, world, room = lone_root(population), World(reach=1e5, faceless=0.0), 30
+    expected = descendants(published(pool, world, max_pops=60))
+    strategy = branching_walk(population=population, max_pops=60, max_queue=room)
+    visited, history = walked(strategy, pool, world, 5_000)
+    assert int(history[-1][2].dropped) > 0
+    assert len(descendants(visited)) < len(expected)
+    assert same(descendants(visited)[:room], expected[:room])
+
+
+def test_the_default_walk_is_the_published_one() -> None:
+    """No child is lost, failed detections end nothing in Z, and in W+ more than 20 do."""
+
+    def evaluate(proposal: Proposal) -> Evaluation:
+        return everyone(proposal)._replace(found=(proposal.depth == 0) | (proposal.id % 64 > 0))
+
+    for space in ("z", "w+"):
+        history = run(branching_walk(space), evaluate, first((3, 64), 64, 1, torch.float32), 45)
+        later = history[1:]
+        lost = torch.stack([(p.valid & ~e.found).sum() for p, e, _ in later]).cumsum(0)
+        roots = [set(p.root[p.valid].tolist()) for p, *_ in later]
+        first_root = [r == roots[0] for r in roots]
+        assert int(lost[-1]) > 35
+        assert sum(first_root) == (len(roots) if space == "z" else int((lost <= 20).sum()) + 1)
+        assert int(history[-1][2].dropped) == 0
+        assert space == "w+" or int(history[-1][2].size) > 1024
+
+
+def test_the_default_queue_is_bounded() -> None:
+    """What never overflows, 16,384 entries, or 2²⁶ numbers: whichever is least."""
+    for strategy, shape, expected in (
+        (branching_walk(population=2), (100,), 16_384),
+        (branching_walk("w+", population=2), (1, 100), 10_004),
+        (branching_walk("w+", population=2), (18, 512), 7_281),
+        (branching_walk(population=2, max_pops=10, lineages=2), (100,), 48),
+        (branching_walk(population=64, max_pops=1), (4,), 64),
+    ):
+        with FakeTensorMode():
+            state = strategy.init(torch.randn(1, strategy.population, *shape), 0)
+        assert state.id.shape == (1, expected)
+
+
 def test_waiting_roots_follow_in_order() -> None:
     """More roots than lineages in one scan: all of them found lineages in the end, in the order of the pool."""
     pool = first((WALK_D,), 20, 1)[0]
@@ -623,6 +779,34 @@ def test_sbx_has_its_spread_and_keeps_the_mean() -> None:
         assert float(below.double().mean()) == pytest.approx(0.5, abs=0.01)
         assert float(beta[below].mean()) == pytest.approx((eta + 1) / (eta + 2), abs=0.005)
         assert float(beta.square().mean()) == pytest.approx((eta + 1) / 2 * (1 / (eta + 3) + 1 / (eta - 1)), rel=0.02)
+
+
+@pytest.mark.parametrize("crossover", ["uniform", "spherical", None])
+def test_pcn_keeps_to_the_prior_where_added_steps_drift_off(crossover: Any) -> None:
+    """Random fitness. The lengths are those that `genetic`'s docstring states."""
+    rng = torch.Generator().manual_seed(0)
+
+    def chance(proposal: Proposal) -> Evaluation:
+        return evaluated(proposal, torch.rand(proposal.id.shape, generator=rng), proposal.valid, proposal.latents)
+
+    x0 = first((256,), 64, 4, torch.float32)
+    length = {}
+    for mutation in ("pcn", "gaussian"):
+        last = run(genetic(64, crossover=crossover, mutation=mutation), chance, x0, 31)[-1][0].latents
+        length[mutation] = float(last.norm(dim=2).mean() / 16)
+    assert length["pcn"] == pytest.approx(1, abs=0.05)
+    assert 1.1 < length["gaussian"] < 1.3
+
+
+def test_pcn_leaves_a_normal_distribution_as_it_is() -> None:
+    x = torch.randn(1, 100_000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for scale in (0.3, torch.tensor([0.2, 1.0])):
+        y = optimisers._mutate(x, "pcn", scale, torch.Generator().manual_seed(2))
+        for i in range(2):
+            assert scipy.stats.kstest(y[0, :, i].numpy(), "norm").pvalue > 1e-3
+            width = float(torch.as_tensor(scale).expand(2)[i])
+            correlation = np.corrcoef(x[0, :, i], y[0, :, i])[0, 1]
+            assert correlation == pytest.approx(math.sqrt(1 - width**2), abs=0.01)
 
 
 # --- SNES and CEM against one step by hand ------------------------------------------------------------------------
@@ -772,6 +956,22 @@ def test_cvt_centroids_are_the_centroids_of_their_cells() -> None:
     assert float(share.max() / share.min()) < 2.5  # random centroids: often above 10
     means = torch.stack([x[nearest == c].mean(0) for c in range(16)])
     assert float((means - unit).norm(dim=1).max()) < 0.04
+
+
+def test_cvt_centroids_never_hold_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, cdist = [], torch.cdist
+
+    def counted(a: Tensor, b: Tensor) -> Tensor:
+        sizes.append(len(a) * len(b))
+        return cdist(a, b)
+
+    whole = cvt_centroids(20, (0.0, 0.0), (1.0, 2.0), torch.Generator().manual_seed(0), iterations=5)
+    monkeypatch.setattr(torch, "cdist", counted)
+    monkeypatch.setattr("fairface_synth.strategies.elites._DISTANCES", 1000)
+    parts = cvt_centroids(20, (0.0, 0.0), (1.0, 2.0), torch.Generator().manual_seed(0), iterations=5)
+    assert max(sizes) == 1000
+    assert sum(sizes) == 5 * 2000 * 20
+    torch.testing.assert_close(parts, whole)
 
 
 # --- pyribs -------------------------------------------------------------------------------------------------------

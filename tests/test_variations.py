@@ -384,12 +384,44 @@ def test_faces_are_required_where_a_detector_is_given() -> None:
         n = len(images)
         return ffs.Detections(torch.where(seen(images), 0.96, 0.94), torch.zeros(n, 4), torch.zeros(n, 5, 2))
 
-    for detector in (seen, detections):
+    def probabilities(images: Tensor) -> Tensor:
+        return torch.where(seen(images), 0.96, 0.94)
+
+    for detector in (seen, detections, probabilities):
         result = vary(START, [axis], generator=_toy(), detector=detector)
         assert result.factor.tolist() == [[1, 0.5, 0]] * 2
-        assert result.synthesized == 6 + 4 + 2
+        assert result.synthesized == 2 + 6 + 4 + 2
+        assert result.reference_found.tolist() == [True, True]
         assert str(result).endswith("| away | 2     | 2         | 2       | –           |")
         assert bool(result.similarity.isnan().all())
+
+
+def test_unedited_images_without_a_face_are_counted() -> None:
+    start = torch.cat((START, torch.tensor([[1.0, 0.0, 3.0]])))
+    axes = [Axis(_along(1, "turn"), [0.1, 0.2]), Axis(_along(2, "nod"), [-2.5, 9.0])]
+    models = {"generator": _toy(), "embedder": _Angle(), "threshold": 0.5}
+    for size in (2, 256):
+        result = vary(start, axes, detector=lambda x: x[:, 2, 0, 0].abs() < 1, min_step=1.0, batch_size=size, **models)  # type: ignore[arg-type]
+        assert result.reference_found.tolist() == [True, True, False]
+        assert result.kept.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, False]]
+        assert result.synthesized == 3 + 12
+        assert "No face found in 1 of 3 unedited images; 3 of the 7 dropped variations are theirs." in str(result)
+    blind = vary(start, axes, min_step=1.0, **models)  # type: ignore[arg-type]
+    assert bool(blind.reference_found.all())
+    assert "No face" not in str(blind)
+
+
+def test_a_detector_that_says_something_else() -> None:
+    with pytest.raises(ffs.ShapeError, match="whether there is a face"):
+        vary(START, [Axis(_along(1, "turn"), [0.1])], generator=_toy(), detector=lambda x: x[:, :2, 0, 0])
+
+
+def test_setting_accounts_for_the_offset() -> None:
+    direction, w = _direction(3, offset=0.7), _latents(3, 4, D)
+    result = vary(w, [Axis(direction, [0.4], "set")]).latents[:, 0]
+    step = 0.4 - signed_distance(w, direction)
+    torch.testing.assert_close(result, w + step[:, None] * direction.normal)
+    torch.testing.assert_close(signed_distance(result, direction), torch.full((4,), 0.4, dtype=DOUBLE))
 
 
 def test_images_are_those_of_the_latents() -> None:

@@ -72,6 +72,23 @@ class Detections:
         return f"Detections(n={len(self)}, device={self.probability.device})"
 
 
+def faces_found(result: Detections | Tensor, threshold: float = 0.95) -> Tensor:
+    """bool [n], whatever a detector gives: `Detections`, truth values, or probabilities of a face.
+
+    Raises:
+        ShapeError: none of these.
+    """
+    if isinstance(result, Detections):
+        return result.found(threshold)
+    if result.ndim != 1 or not (result.dtype == torch.bool or result.is_floating_point()):
+        raise ShapeError(
+            "a detector says of each image whether there is a face",
+            expected="Detections, bool [n], or probabilities [n]",
+            got=f"{list(result.shape)} {result.dtype}",
+        )
+    return result if result.dtype == torch.bool else result >= threshold
+
+
 class FaceDetector(nn.Module):
     """MTCNN (Zhang et al. 2016, arXiv 1604.02878) on batches; made by `load_detector`.
 

@@ -5,8 +5,9 @@ All groups evolve in one batch. Strategies know nothing of generators or labelle
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -67,6 +68,11 @@ class Strategy(NamedTuple):
         ask: (state, rng=None) → (Proposal, state).
         tell: (state, Proposal, Evaluation, rng=None) → state. The Proposal is the one that `ask` returned last.
         restarts: whether a driver may begin anew from fresh draws when nothing new is found for a while.
+        space: whose latents it is meant for, "z", "w" or "w+"; None: any.
+        needs_identities: whether it reads `Evaluation.novel`, which means nothing unless identities are compared.
+        settings: all that distinguishes it from others of its name, for `resume`.
+
+    A state with a field `dropped` [G] tells the driver how many candidates were lost unseen since `init`.
     """
 
     name: str
@@ -75,6 +81,9 @@ class Strategy(NamedTuple):
     ask: Callable[..., tuple[Proposal, Any]]
     tell: Callable[..., Any]
     restarts: bool = True
+    space: str | None = None
+    needs_identities: bool = False
+    settings: str = ""
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
@@ -178,6 +187,24 @@ def norm(x: Tensor) -> Tensor:
 
 def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Settings in words that are equal where the settings are; tensors by shape and hash. Reads tensors' values."""
+    return ", ".join(f"{name}={_setting(value)}" for name, value in sorted(settings.items()))
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Tensor):
+        digest = "?"
+        if has_values(value):
+            digest = hashlib.blake2b(value.detach().double().cpu().numpy().tobytes(), digest_size=8).hexdigest()
+        return f"{list(value.shape)} {digest}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return repr(float(value)).removesuffix(".0")  # 1 and 1.0 are one setting
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"({', '.join(map(_setting, value))})"
+    return str(value)
 
 
 def check(condition: bool, expected: str, got: object) -> None:

@@ -21,9 +21,12 @@ from .base import (
     like,
     pick,
     propose,
+    settings_text,
     steps,
     wide,
 )
+
+_DISTANCES = 1 << 24  # held at a time by `cvt_centroids`, 64 MiB
 
 
 class ElitesState(NamedTuple):
@@ -81,6 +84,7 @@ def map_elites(
         DataError: arguments out of range.
         ShapeError: centroids that do not fit, or an evaluation without the m measures.
     """
+    settings = settings_text(locals())
     check(population >= 1, "population ≥ 1", population)
     _check_ranges(low, high)
     size = len(low)
@@ -151,7 +155,7 @@ def map_elites(
             generation=state.generation + 1,
         )
 
-    return Strategy("MAP-Elites", population, init, ask, tell)
+    return Strategy("MAP-Elites", population, init, ask, tell, settings=settings)
 
 
 def cvt_centroids(
@@ -165,7 +169,8 @@ def cvt_centroids(
 ) -> Tensor:
     """Centroids [cells, m] of a centroidal Voronoi tessellation of a box (Vassiliades et al. 2018, algorithm 2).
 
-    k-means (Lloyd) over uniform samples, in units of the ranges, on the device of `rng` (CPU without one).
+    k-means (Lloyd) over uniform samples, in units of the ranges, on the device of `rng` (CPU without one). Time grows
+    with samples · cells, memory with samples alone.
 
     Args:
         cells: number of centroids.
@@ -183,7 +188,7 @@ def cvt_centroids(
     x = torch.rand(samples, len(low), generator=rng, device=rng.device if rng is not None else None)
     centres = x[:cells]
     for _ in range(iterations):
-        nearest = torch.cdist(x, centres).argmin(1)
+        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in x.split(max(1, _DISTANCES // cells))])
         count = torch.zeros(cells, device=x.device).index_add(0, nearest, torch.ones_like(x[:, 0])).unsqueeze(1)
         mean = torch.zeros_like(centres).index_add(0, nearest, x) / count.clamp_min(1)
         centres = torch.where(count > 0, mean, centres)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -22,10 +23,22 @@ from .base import (
     like,
     norm,
     pick,
+    settings_text,
     steps,
 )
 
 Space = Literal["z", "w+"]
+
+
+class _Published(NamedTuple):
+    scale: float
+    max_pops: int
+    max_no_face: int
+
+
+# In Z the published code looks for no faces.
+_PUBLISHED: dict[Space, _Published] = {"z": _Published(0.5, 10**9, 2**62), "w+": _Published(0.3, 5000, 20)}
+_QUEUE_ENTRIES, _QUEUE_NUMBERS = 1 << 14, 1 << 26
 
 
 class WalkState(NamedTuple):
@@ -76,11 +89,11 @@ def branching_walk(
     *,
     scale: float | None = None,
     children: int = 3,
-    max_pops: int = 5000,
-    max_no_face: int = 20,
+    max_pops: int | None = None,
+    max_no_face: int | None = None,
     lineages: int = 1,
     population: int = 64,
-    max_queue: int = 1024,
+    max_queue: int | None = None,
     spread: Tensor | None = None,
     crossover: float = 0.0,
     identity_gate: bool = False,
@@ -97,12 +110,20 @@ def branching_walk(
     What differs from the published code:
 
     - The first `population` queue entries are evaluated together. Order and offspring are those of one at a time, but
-      up to `population` − 1 individuals are evaluated that a lineage ended by `max_no_face` would not have reached,
-      and the scan may find more root candidates than there are free lineages. These wait, in order, for a free one.
+      up to `population` − 1 individuals are evaluated that a lineage ended by `max_no_face` would not have reached.
+    - Root candidates are scanned `population` at a time, and that is how many `evolve` draws. The scan may find more
+      roots than there are free lineages: these wait, in order, for a free one, and are successes like any other, so
+      that an archive may hold roots without descendants.
+    - Roots must show a face, as all others must. The published scan for roots looks at the label alone, and in Z
+      nothing looks for faces: a fitness without a detector is that.
+    - What the target group is, its gate, and truncation are the fitness's. Published: the most probable label whatever
+      its probability, and ψ = 0.7, which is `face_fitness(…, min_confidence=0, truncation_psi=0.7)`.
     - The published queue begins with the root and its children, so that the root is synthesised again and has children
       again. Here it has both broods at once and is not evaluated again.
-    - The queue is finite. `max_queue=lineages * ((children - 1) * max_pops + children + 1)` can never overflow and is
-      the published search exactly; below that, children that find it full are lost and counted in `state.dropped`.
+    - The queue is finite. Children that find it full are lost, and counted in `state.dropped` and the archive's report.
+      The first `max_queue` individuals of a lineage are those of an endless queue all the same (if `lineages` is 1),
+      since whoever is lost stood behind as many. A capacity of lineages · ((children − 1) · max_pops + children + 1)
+      never overflows.
 
     The older published W+ variant is `branching_walk("w+", spread=σ, children=10, max_pops=500)`: steps U(−3, 3)·σ.
 
@@ -112,15 +133,18 @@ def branching_walk(
             0.3 and 3.
         children: of each survivor.
         max_pops: individuals of a lineage that may have children, in the order they leave the queue, the root included.
-            Published: 5,000 (1,000 for white faces) in W+, 10⁹ in Z.
-        max_no_face: failed face detections a lineage may have; one more ends it.
+            None: the published 10⁹ in Z and 5,000 in W+ (where white faces had 1,000).
+        max_no_face: failed face detections a lineage may have; one more ends it. None: as published, 20 in W+ and no
+            limit in Z.
         lineages: that live at a time in a group. Published: 1.
         population: candidates a generation, P.
-        max_queue: capacity of a group's queue, ≥ P.
+        max_queue: capacity of a group's queue, ≥ P; it takes that much memory from the start, and in a saved archive.
+            None: what never overflows, but at most 16,384 entries and 2²⁶ numbers (256 MiB in single precision), which
+            is 7,281 entries of 18 × 512.
         spread: σ [*shape]: steps are uniform in ±scale·σ.
         crossover: probability that a child starts from a uniform mix of its parent and a survivor of the same
             generation and group. Published: 0.
-        identity_gate: only new identities have children. Published: off.
+        identity_gate: only new identities have children; needs a `threshold` in `evolve`. Published: off.
         pull: shrinks every child towards `centre`: c + (1 − pull)(child − c). In Z, 1 − 1/√(1 + scale²) keeps the norm
             of the prior. Published: 0.
         centre: [*shape] or a number: 0 for Z, w_avg for W+.
@@ -130,13 +154,16 @@ def branching_walk(
     """
     check_choice("space", space, Space)
     check(scale is None or scale > 0, "scale > 0, or None", scale)
+    default = _PUBLISHED[space]
+    max_pops = default.max_pops if max_pops is None else max_pops
+    max_no_face = default.max_no_face if max_no_face is None else max_no_face
     check(min(children, max_pops, lineages, population) >= 1, "children, max_pops, lineages, population ≥ 1", None)
-    check(max_queue >= population, f"max_queue ≥ population = {population}", max_queue)
+    check(max_queue is None or max_queue >= population, f"max_queue ≥ population = {population}", max_queue)
     check(max_no_face >= 0, "max_no_face ≥ 0", max_no_face)
     check(0 <= crossover <= 1 and 0 <= pull < 1, "crossover in [0, 1], pull in [0, 1)", f"{crossover}, {pull}")
     uniform = space == "w+" or spread is not None
     if scale is None:
-        scale = 3.0 if spread is not None else 0.3 if uniform else 0.5
+        scale = default.scale if spread is None else 3.0
     width = scale if spread is None else scale * spread
     mutation: Mutation = "uniform" if uniform else "gaussian"
     walk = _Walk(
@@ -149,6 +176,9 @@ def branching_walk(
         partial(_ask_walk, walk),
         partial(_tell_walk, walk),
         restarts=False,
+        space=space,
+        needs_identities=identity_gate,
+        settings=settings_text(walk._asdict() | {"max_queue": max_queue}),
     )
 
 
@@ -168,9 +198,16 @@ class _Walk(NamedTuple):
     centre: Tensor | float
 
 
-def _init_walk(walk: _Walk, max_queue: int, x0: Tensor, start: Tensor | int = 0) -> WalkState:
+def _capacity(walk: _Walk, shape: tuple[int, ...]) -> int:
+    """Of the default queue: what never overflows, as far as that is affordable."""
+    enough = walk.lineages * ((walk.children - 1) * walk.max_pops + walk.children + 1)
+    return max(walk.population, min(enough, _QUEUE_ENTRIES, _QUEUE_NUMBERS // math.prod(shape)))
+
+
+def _init_walk(walk: _Walk, max_queue: int | None, x0: Tensor, start: Tensor | int = 0) -> WalkState:
     first = first_id(x0, start, walk.population)
     groups, pool, shape = x0.shape[0], x0.shape[1], x0.shape[2:]
+    max_queue = _capacity(walk, shape) if max_queue is None else max_queue
     none, slots = first.new_zeros(groups, max_queue), first.new_zeros(groups, walk.lineages)
     return WalkState(
         latents=x0.new_zeros(groups, max_queue, *shape),
