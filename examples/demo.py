@@ -232,7 +232,7 @@ def write(out: Path, report: Report, natural: Tensor, balanced, seconds: float) 
     rate_bars(report.costs(), groups, ylabel="syntheses per accepted face", log=True).savefig(
         out / "costs.png", dpi=130
     )
-    balanced.save(out / "faces")
+    balanced.save(out / "faces", overwrite=True)
     text = report.markdown(seconds)
     (out / "report.md").write_text(text, encoding="utf-8")
 

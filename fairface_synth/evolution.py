@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .artifacts import Artifact, has_values
 from .errors import DataError, ShapeError
-from .identities import Threshold, novelty, unique
+from .identities import Threshold, cosine_threshold, novelty, unique
 from .reports import markdown_table
 from .strategies import Evaluation, Proposal, Strategy
 
@@ -224,7 +224,10 @@ def evolve(
     """
     from tqdm.auto import tqdm
 
-    threshold = None if threshold is None else float(threshold)
+    if not isinstance(strategy, Strategy):
+        raise DataError("this is no strategy", expected="for example ffs.genetic(): mind the brackets", got=strategy)
+    quota = torch.as_tensor(quota)
+    threshold = None if threshold is None else cosine_threshold(threshold)
     names = getattr(fitness, "names", None)
     if names is not None and quota.shape != (len(names),):
         raise ShapeError("not one quota for each target", expected=[len(names)], got=list(quota.shape))

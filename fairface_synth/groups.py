@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .errors import GroupError, ShapeError
+from .errors import DataError, GroupError, ShapeError
 
 UNSURE = -1
 _EVERYTHING = ("*", "all", "balanced")
@@ -243,7 +243,12 @@ class Groups:
 
         Returns:
             int64 group ids [...], −1 for unsure.
+
+        Raises:
+            DataError: a gate that is no probability.
         """
+        if not 0 <= min_confidence <= 1:
+            raise DataError("min_confidence is a probability", expected="0 … 1", got=min_confidence)
         group_id: Tensor | None = None
         sure: Tensor | None = None
         for p in self._columns(probabilities):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, SupportsFloat, get_args
 
 import torch
 from torch import Tensor, nn
@@ -663,16 +663,23 @@ def _check_alike(x: Tensor, other: Tensor) -> None:
         )
 
 
-def _check_threshold(embeddings: Tensor, threshold: Threshold | float, block: int) -> float:
-    check_embeddings(embeddings)
-    if not -1 <= float(threshold) <= 1 or block < 1:
+def cosine_threshold(threshold: SupportsFloat) -> float:
+    """The threshold as a number; DataError unless it is a cosine."""
+    if isinstance(threshold, str) or not -1 <= float(threshold) <= 1:
         raise DataError(
-            "threshold or block out of range",
-            expected="a cosine in [-1, 1], block ≥ 1",
-            got=f"threshold {float(threshold)}, block {block}",
-            fix="ffs.threshold_at_fmr(ffs.impostor_scores(embeddings), fmr=1e-3)",
+            "threshold out of range: it is a cosine",
+            expected="a Threshold, or a number in [-1, 1]",
+            got=repr(threshold),
+            fix="ffs.threshold_at_fmr(ffs.impostor_scores(embeddings), fmr=1e-3), or pipeline.threshold(fmr=1e-3)",
         )
     return float(threshold)
+
+
+def _check_threshold(embeddings: Tensor, threshold: Threshold | float, block: int) -> float:
+    check_embeddings(embeddings)
+    if block < 1:
+        raise DataError("block out of range", expected="≥ 1", got=block)
+    return cosine_threshold(threshold)
 
 
 # ------------------------------------------------------------------------------------------ leakage

@@ -58,6 +58,16 @@ class Confusion(Artifact):
             raise GroupError("tables do not fit the groups", expected=", ".join(wanted), got=", ".join(self.counts))
         for attribute, values in wanted.items():
             _check_table(self.counts[attribute], attribute, values)
+            table = self.counts[attribute].double()
+            if self.exact or not has_values(table) or bool((table == table.round()).all()):
+                continue
+            if bool(((table.sum(1) - 1).abs() < 1e-3).all()):
+                raise DataError(
+                    f"the table of {attribute!r} holds probabilities, not counts of faces",
+                    expected="counts of faces [truth, label]",
+                    got=table.tolist(),
+                    fix="exact=True, if these are probabilities without error",
+                )
         if self.gate is not None:
             if self.gate.shape != (len(self.groups), 2):
                 raise ShapeError("gate does not fit", expected=[len(self.groups), 2], got=list(self.gate.shape))

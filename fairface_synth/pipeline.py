@@ -15,14 +15,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .artifacts import atomic_path
-from .errors import DataError
+from .errors import DataError, GroupError
 from .evolution import Archive, evolve
 from .fitness import face_fitness
 from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
 from .groups import Groups, balanced_quota
 from .identities import Threshold, embed, impostor_scores, threshold_at_fmr, unique
 from .images import save_images
-from .latents import LatentBank, check_attributes, draw_latents, label_latents, normals, to_layers, truncate
+from .label_noise import CorrectedQuota
+from .latents import (
+    LatentBank,
+    check_attributes,
+    check_models,
+    draw_latents,
+    label_latents,
+    normals,
+    to_layers,
+    truncate,
+)
 from .models.facenet import faces_found
 from .models.protocols import Embedder, Generator, Labeller
 from .reports import GroupShares, group_shares, markdown_table
@@ -48,12 +58,13 @@ class Sample:
             "evolve": the id in `archive`.
         groups: the groups.
         seed, truncation_psi: of the draw.
-        synthesized: images made for each group [G], the rejected ones included.
+        synthesized: images made for each group [G], the rejected ones included. Natural draws are aimed at no group:
+            for "reject" each group's number is the total.
         short: groups that could not be filled within the budget: {id: missing}.
         verified: whether the labeller (and detector) confirmed every face. If not, `group_ids` say what the faces were
             aimed at, and a good part of them will look otherwise.
         method: how they were made.
-        archive: of "evolve": lineages, and all it takes to go on.
+        archive: of "evolve": lineages, probabilities, distances. To go on from one, use `evolve` itself.
     """
 
     images: Tensor
@@ -72,8 +83,14 @@ class Sample:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, rows: slice | Tensor) -> Sample:
-        """A sample of some rows; costs (`synthesized`) and what is missing (`short`) stay those of the whole."""
+    def __getitem__(self, rows: int | slice | Tensor | str) -> Sample:
+        """A sample of some rows, or of a group by its name; `synthesized` and `short` stay those of the whole."""
+        if isinstance(rows, str):
+            rows = torch.isin(self.group_ids, torch.tensor(self.groups.parse(rows), device=self.group_ids.device))
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"row {rows} of a sample of {len(self)}")
+            rows = slice(rows % len(self), rows % len(self) + 1)
         names = ("images", "latents", "group_ids", "index")
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
@@ -85,13 +102,23 @@ class Sample:
             f"ψ={self.truncation_psi}, {'verified' if self.verified else 'aimed at, not verified'}{short})"
         )
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write `folder/<group>/<index>.png` and `folder/latents.safetensors`; returns the folder.
+
+        A folder that holds a set already is refused, unless `overwrite` says to remove that set's images first.
 
         The latents' file holds latents, group_ids and index, and in its header the group names, seed and ψ: what
         it takes to make every face again.
         """
         folder = Path(folder)
+        old = [path for name in self.groups.names for path in (folder / name).glob("*.png")]
+        if (folder / "latents.safetensors").exists() or old:
+            if not overwrite:
+                raise DataError(
+                    f"{folder} holds a set already", expected="an empty folder", fix="another folder, or overwrite=True"
+                )
+            for path in old:
+                path.unlink()
         pairs = zip(self.group_ids.tolist(), self.index.tolist(), strict=True)
         save_images(self.images, folder, [f"{self.groups.name(g)}/{i:06d}" for g, i in pairs])
         tensors = {"latents": self.latents, "group_ids": self.group_ids, "index": self.index}
@@ -162,7 +189,13 @@ class Pipeline:
         min_confidence: float = 0.6,
         embedder: Embedder | None = None,
     ) -> None:
+        check_models(generator, labeller)
         check_attributes(groups, labeller.attributes)
+        for name, model in {"detector": detector, "embedder": embedder}.items():
+            if model is not None and (not callable(model) or (name == "embedder" and not hasattr(model, "dim"))):
+                raise DataError(
+                    f"this is no {name}", expected=f"ffs.load_{name}(), or a model of yours", got=type(model).__name__
+                )
         self.generator, self.labeller, self.groups, self.bank = generator, labeller, groups, bank
         self.subspace, self.gaussians = subspace, gaussians
         self.detector, self.min_confidence, self.embedder = detector, min_confidence, embedder
@@ -215,6 +248,13 @@ class Pipeline:
                 slower than small generators.
             embedder: for `unique`, `vary` and `sample(threshold=…)`.
         """
+        if detect and (detector is None or bank is not None):
+            raise DataError(
+                "detect=True runs the detector while labelling",
+                expected="a detector, and no bank",
+                got=f"detector={detector}, {'a' if bank is not None else 'no'} bank",
+                fix="label_latents(…, detector=detector) makes a bank with detections",
+            )
         if bank is None:
             bank = label_latents(
                 generator,
@@ -281,7 +321,7 @@ class Pipeline:
     @torch.no_grad()
     def sample(
         self,
-        groups: str | int | Iterable[str | int] | Mapping[str, float] = "balanced",
+        groups: str | int | Iterable[str | int] | Mapping[str, float] | CorrectedQuota = "balanced",
         n: int = 64,
         seed: int = 0,
         truncation_psi: float = 1.0,
@@ -297,7 +337,8 @@ class Pipeline:
         """n faces, divided equally over the groups asked for.
 
         Args:
-            groups: "balanced", a group, a partial name, a list, or {specification: share}; see `balanced_quota`. Groups
+            groups: "balanced", a group, a partial name, a list, or {specification: share}; see `balanced_quota`; or a
+                `CorrectedQuota`, which brings its own n. Groups
                 are aimed at: without `verify`, a judge sees the group in 45 % of the Gaussians' faces on the bundled
                 world.
             n: number of faces.
@@ -321,6 +362,8 @@ class Pipeline:
         """
         if not isinstance(n, int) or n < 1 or batch_size < 1:
             raise DataError("no faces to make", expected="whole n ≥ 1, batch_size ≥ 1", got=f"n={n}, {batch_size}")
+        if strategy is not None and method != "evolve":
+            raise DataError("a strategy is for evolution", expected='method="evolve"', got=method)
         if method not in get_args(Sampling):
             raise DataError(f"unknown method {method!r}", expected=", ".join(get_args(Sampling)), got=method)
         if method != "gaussian" and truncation_psi != 1.0:
@@ -333,7 +376,7 @@ class Pipeline:
         verify = verify or method in ("reject", "evolve")
         if threshold is not None and not verify:
             raise DataError("identities are compared during verification", expected="verify=True", got="verify=False")
-        quota = balanced_quota(self.groups, n, groups)
+        quota = self._quota(groups, n)
         options: dict[str, Any] = {
             "groups": self.groups,
             "embedder": None if threshold is None else self._embedder(),
@@ -402,22 +445,24 @@ class Pipeline:
     def vary(
         self,
         sample: Sample,
-        axes: Iterable[Axis],
+        axes: Axis | Iterable[Axis],
         *,
         threshold: Threshold | float | None = None,
         batch_size: int = 256,
     ) -> Variations:
         """Variations of every face along the axes, with their images (`fairface_synth.vary`).
 
-        With an embedder and a threshold a variation that is no longer the same person is shortened or dropped; with a
-        detector, also one in which no face is found.
+        With an embedder, a variation that is no longer the same person is shortened or dropped; with a detector, also
+        one in which no face is found.
 
         Args:
             sample: of this pipeline.
             axes: for example `published_axes(directions)`, or `Axis(direction, steps)`s.
-            threshold: cosine to the unvaried face that a variation must keep; `self.threshold(fmr)` gives one.
+            threshold: cosine to the unvaried face that a variation must keep; by default `self.threshold(1e-3)`.
             batch_size: images at a time.
         """
+        if threshold is None and self.embedder is not None:
+            threshold = self.threshold(1e-3)
         return vary(
             sample.latents,
             axes,
@@ -428,6 +473,24 @@ class Pipeline:
             keep_images=True,
             batch_size=batch_size,
         )
+
+    def _quota(self, groups: Any, n: int) -> Tensor:
+        """Numbers of each group [G]; a corrected quota is taken as it is."""
+        if isinstance(groups, CorrectedQuota):
+            if groups.groups != self.groups:
+                raise GroupError("the quota is over other groups", expected=self.groups, got=groups.groups)
+            return groups.quota.cpu()
+        ids = groups.tolist() if isinstance(groups, Tensor) else groups
+        if isinstance(ids, list) and len(set(map(str, ids))) < len(ids):
+            raise GroupError(
+                "a list names groups, and each once",
+                expected='["dark-female", "light"], or {name: share}',
+                got=ids,
+                fix=f"a quota: {{name: k for name, k in zip(pipeline.groups.names, {ids}) if k}}, with n={sum(ids)}"
+                if all(isinstance(i, int) for i in ids)
+                else None,
+            )
+        return balanced_quota(self.groups, n, groups)
 
     def _evolve(
         self,
@@ -477,7 +540,7 @@ class Pipeline:
     def _as_sample(self, found: Accepted, method: str, seed: int, psi: float, verified: bool) -> Sample:
         return Sample(
             self._synthesize(found.latents, 1) if found.images is None else found.images,
-            found.latents,
+            found.latents[:, 0] if self.bank.latents.ndim == 2 and found.latents.ndim == 3 else found.latents,
             found.group_ids,
             found.index,
             self.groups,

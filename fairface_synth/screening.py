@@ -20,7 +20,7 @@ from torch import Tensor
 from .artifacts import Artifact, has_values
 from .errors import DataError, GroupError, ShapeError
 from .groups import Groups
-from .identities import embed, novelty
+from .identities import cosine_threshold, embed, novelty
 from .latents import LatentBank, check_attributes, draw_latents, normals, to_layers
 from .models.protocols import Embedder, Generator
 
@@ -212,7 +212,7 @@ def _accuracy_and_calibration_error(guess: Tensor, target: Tensor) -> tuple[Tens
 # --- filling a quota ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Accepted:
     """What `reject` or `screen` found, sorted by group and then by index.
 
@@ -237,6 +237,10 @@ class Accepted:
     short: dict[int, int]
     drawn: Tensor
     passed: Tensor
+
+    def __repr__(self) -> str:
+        short = f", short {self.short}" if self.short else ""
+        return f"Accepted(n={len(self.group_ids)}, synthesized={self.synthesized.tolist()}{short})"
 
     @property
     def acceptance_rate(self) -> Tensor:
@@ -383,6 +387,7 @@ def reject(
 
 
 def _checked_quota(quota: Tensor, groups: Groups | None) -> list[int]:
+    quota = torch.as_tensor(quota)
     if quota.ndim != 1 or (len(quota) and quota.is_floating_point()) or quota.dtype == torch.bool:
         raise ShapeError("a quota counts faces", expected="int64 [G]", got=f"{list(quota.shape)} {quota.dtype}")
     want = quota.tolist()
@@ -416,7 +421,7 @@ def _identities(embedder: Embedder | None, threshold: SupportsFloat | None) -> _
         return None
     if embedder is None:
         raise DataError("identities are compared by an embedder", expected="embedder= beside threshold=", got=None)
-    return _Identities(embedder, float(threshold))
+    return _Identities(embedder, cosine_threshold(threshold))
 
 
 class _Identities:

@@ -11,8 +11,10 @@ Togelius (IJCB 2023) use them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, SupportsFloat, get_args
 
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor
 
 from .artifacts import Artifact, has_values
 from .errors import DataError, ShapeError
+from .identities import cosine_threshold
+from .images import save_images
 from .latents import to_layers
 from .models.facenet import Detections, faces_found
 from .models.protocols import Embedder, Generator
@@ -327,6 +331,21 @@ class Variations:
         theirs = f"{int((~self.kept[faceless]).sum())} of the {dropped} dropped variations are theirs"
         return f"{table}\n\nNo face found in {count} of {len(faceless)} unedited images; {theirs}."
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the kept variations' images as `folder/<identity>/<axis>_<number>.png`; returns the folder.
+
+        Raises:
+            DataError: the images were not kept (`vary(keep_images=True)`; `Pipeline.vary` does).
+        """
+        if self.images is None:
+            raise DataError("there are no images to save", expected="vary(…, keep_images=True)", got="latents alone")
+        rows, columns = self.kept.nonzero(as_tuple=True)
+        axes = [self.names[i].replace(" ", "_") for i in self.axis.tolist()]
+        number = [axes[:k].count(name) for k, name in enumerate(axes)]
+        names = [f"{i:06d}/{axes[k]}_{number[k]:02d}" for i, k in zip(rows.tolist(), columns.tolist(), strict=True)]
+        save_images(self.images[rows, columns], folder, names)
+        return Path(folder)
+
     def __repr__(self) -> str:
         return f"Variations(identities={len(self.kept)}, variations={self.kept.shape[1]}, axes={self.names})"
 
@@ -334,7 +353,7 @@ class Variations:
 @torch.no_grad()
 def vary(
     w: Tensor,
-    axes: Iterable[Axis],
+    axes: Axis | Iterable[Axis],
     *,
     neutral: Direction | Iterable[Direction] = (),
     generator: Generator | None = None,
@@ -370,9 +389,17 @@ def vary(
     Raises:
         ShapeError, DataError: latents that do not fit, NaN, a threshold without embedder or the reverse.
     """
-    axes = tuple(axes)
+    axes = (axes,) if isinstance(axes, Axis) else tuple(axes)
+    strange = [axis for axis in axes if not isinstance(axis, Axis)]
+    if strange:
+        raise DataError(
+            "an axis is a direction with steps along it",
+            expected="Axis objects",
+            got=f"a {type(strange[0]).__name__}",
+            fix="ffs.Axis.spread(direction, steps=5), or ffs.demo_axes(world.directions) for the bundled world",
+        )
     _check_vary(w, axes, min_step, batch_size)
-    cosine = None if threshold is None else float(threshold)
+    cosine = None if threshold is None else cosine_threshold(threshold)
     _check_models(generator, embedder, cosine, detector, keep_images)
     start = neutralise(w, neutral)
     target = torch.cat([_edits(start, axis) for axis in axes], dim=1)

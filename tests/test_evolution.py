@@ -835,6 +835,13 @@ def test_the_prior_s_rows_stand_alone() -> None:
     assert not torch.equal(draw(index, torch.zeros(10, dtype=torch.int64)), bank)
 
 
+def test_a_factory_is_not_a_strategy_and_a_list_is_a_quota() -> None:
+    fitness = _fitness(["dark"])
+    with pytest.raises(DataError, match="mind the brackets"):
+        evolve(genetic, fitness, torch.tensor([4]), progress=False)
+    assert len(evolve(genetic(16), fitness, [4], progress=False)) == 4
+
+
 def test_faces_bring_their_own_prior() -> None:
     fitness, quota = _fitness(["dark"]), torch.tensor([4])
     own, given = (

@@ -420,8 +420,8 @@ COUNTS = torch.full((G,), 100)
         (lambda: Confusion(GROUPS, {"gender": TONE, "tone": TONE}), ShapeError, "does not fit"),
         (lambda: Confusion(GROUPS, {"gender": -GENDER, "tone": TONE}), DataError, "no table of counts"),
         (lambda: Confusion(GROUPS, {"gender": GENDER / 0, "tone": TONE}), DataError, "no table of counts"),
-        (lambda: Confusion(GROUPS, {"gender": GENDER, "tone": TONE}, torch.ones(2, 2)), ShapeError, "gate"),
-        (lambda: Confusion(GROUPS, {"gender": GENDER, "tone": TONE}, torch.zeros(G, 2)), DataError, "gate"),
+        (lambda: Confusion(GROUPS, {"gender": GENDER, "tone": TONE}, torch.ones(2, 2), exact=True), ShapeError, "gate"),
+        (lambda: Confusion(GROUPS, {"gender": GENDER, "tone": TONE}, torch.zeros(G, 2), exact=True), DataError, "gate"),
         (lambda: fit_confusion(GROUPS, torch.arange(3), torch.arange(3)), DataError, "truly male"),
         (lambda: fit_confusion(GROUPS, torch.arange(3), torch.arange(4)), ShapeError, "do not fit each other"),
         (lambda: fit_confusion(GROUPS, torch.arange(7), torch.arange(7)), GroupError, "out of range"),
@@ -440,3 +440,11 @@ COUNTS = torch.full((G,), 100)
 def test_bad_input(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_probabilities_are_not_taken_for_counts() -> None:
+    groups = Groups({"gender": ["female", "male"]})
+    table = {"gender": torch.tensor([[0.8, 0.2], [0.1, 0.9]])}
+    with pytest.raises(DataError, match="not counts"):
+        Confusion(groups, table)
+    assert Confusion(groups, table, exact=True).exact

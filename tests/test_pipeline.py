@@ -189,9 +189,8 @@ def test_ids_without_a_group_are_refused(pipeline) -> None:
 
 @pytest.mark.parametrize("method", ["gaussian", "screen", "reject", "evolve"])
 def test_every_method_fills_the_quota_with_confirmed_faces(pipeline, method: str) -> None:
-    sample = pipeline.sample(
-        {"light-male": 1, "dark": 3}, n=16, seed=3, method=method, verify=True, strategy=SEARCH, progress=False
-    )
+    options = {"method": method, "verify": True, "strategy": SEARCH if method == "evolve" else None, "progress": False}
+    sample = pipeline.sample({"light-male": 1, "dark": 3}, n=16, seed=3, **options)
     assert not sample.short
     assert sample.verified
     assert sample.method == method
@@ -200,9 +199,7 @@ def test_every_method_fills_the_quota_with_confirmed_faces(pipeline, method: str
     assert bool((sample.synthesized >= pipeline.groups.count(sample.group_ids)).all())
     again = pipeline.generator.synthesize(ffs.to_layers(pipeline.generator, sample.latents))
     torch.testing.assert_close(again, sample.images, atol=1e-4, rtol=0)
-    repeat = pipeline.sample(
-        {"light-male": 1, "dark": 3}, n=16, seed=3, method=method, verify=True, strategy=SEARCH, progress=False
-    )
+    repeat = pipeline.sample({"light-male": 1, "dark": 3}, n=16, seed=3, **options)
     torch.testing.assert_close(repeat.latents, sample.latents)
 
 
@@ -243,9 +240,8 @@ def with_embedder(world, pipeline) -> ffs.Pipeline:
 @pytest.mark.parametrize("method", ["gaussian", "screen", "evolve"])
 def test_new_identities_only(with_embedder, method: str) -> None:
     threshold = 0.75
-    sample = with_embedder.sample(
-        "dark-male", n=20, seed=2, method=method, verify=True, threshold=threshold, strategy=SEARCH, progress=False
-    )
+    options = {"method": method, "verify": True, "threshold": threshold, "progress": False}
+    sample = with_embedder.sample("dark-male", n=20, seed=2, **options)
     assert not sample.short
     cosine = with_embedder.embedder(sample.images) @ with_embedder.embedder(sample.images).T
     assert float(cosine.fill_diagonal_(-1).max()) < threshold
@@ -297,9 +293,56 @@ def test_rejection_does_not_meet_the_bank_s_latents(pipeline) -> None:
     assert float(torch.cdist(sample.latents, pipeline.bank.latents).min()) > 1.0
 
 
+def test_a_corrected_quota_is_a_quota(pipeline) -> None:
+    quota = torch.tensor([0, 3, 0, 0, 2, 1])
+    shares = quota.double() / 6
+    plan = ffs.CorrectedQuota(pipeline.groups, quota, *[shares] * 5, left=0.0, reachable=True)
+    sample = pipeline.sample(plan, seed=1, progress=False)
+    assert torch.equal(pipeline.groups.count(sample.group_ids), quota)
+    with pytest.raises(GroupError, match=r"each once(.|\n)*with n=6"):
+        pipeline.sample(quota.tolist(), n=6)
+    with pytest.raises(GroupError, match="each once"):
+        pipeline.sample(quota, n=6)
+
+
+def test_rows_of_a_sample(pipeline) -> None:
+    sample = pipeline.sample("balanced", n=12, seed=1, progress=False)
+    assert torch.equal(sample["dark-female"].group_ids, torch.tensor([4, 4]))
+    assert torch.equal(sample[-1].images, sample.images[-1:])
+    assert sum(len(face) for face in sample) == 12
+    with pytest.raises(IndexError, match="sample of 12"):
+        sample[12]
+
+
+def test_a_set_is_not_mixed_with_an_older_one(pipeline, tmp_path) -> None:
+    pipeline.sample("balanced", n=12, seed=1, progress=False).save(tmp_path / "set")
+    other = pipeline.sample("dark", n=4, seed=2, progress=False)
+    with pytest.raises(DataError, match="holds a set already"):
+        other.save(tmp_path / "set")
+    other.save(tmp_path / "set", overwrite=True)
+    assert len(list((tmp_path / "set").rglob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("wrong", [{"detector": "mtcnn"}, {"embedder": "x"}, {"embedder": len}])
+def test_models_are_checked_when_the_pipeline_is_made(pipeline, wrong: dict) -> None:
+    with pytest.raises(DataError, match="this is no"):
+        ffs.Pipeline(*(getattr(pipeline, k) for k in PARTS), **wrong)
+    with pytest.raises(DataError, match="this is no generator"):
+        ffs.Pipeline("world", *(getattr(pipeline, k) for k in PARTS[1:]))
+
+
 def test_requests_that_do_not_fit_together(pipeline, with_embedder) -> None:
     with pytest.raises(DataError, match="unknown method"):
         pipeline.sample("dark", method="magic")
+    with pytest.raises(DataError, match="for evolution"):
+        pipeline.sample("dark", strategy=SEARCH)
+    for threshold in (1.2, "0.8"):
+        with pytest.raises(DataError, match="it is a cosine"):
+            with_embedder.sample("dark", verify=True, threshold=threshold, progress=False)
+    with pytest.raises(DataError, match="while labelling"):
+        ffs.Pipeline.fit(pipeline.generator, pipeline.labeller, detect=True)
+    with pytest.raises(DataError, match="is a probability"):
+        pipeline.bank.group_ids(pipeline.groups, 60)
     with pytest.raises(DataError, match="the bank's truncation"):
         pipeline.sample("dark", method="screen", truncation_psi=0.7)
     with pytest.raises(DataError, match="verify=True"):

@@ -52,6 +52,27 @@ def _labelled(n: int = 600, seed: int = 0, slope: float = 2.0) -> tuple[Tensor, 
     return w, value, truth
 
 
+def test_kept_variations_are_saved_by_person(tmp_path) -> None:
+    axis = Axis(_direction(name="turned head"), [0.5, 1.0])
+    with pytest.raises(ffs.DataError, match="no images to save"):
+        vary(_latents(0, 2, D), axis).save(tmp_path)
+    generator = ffs.wrap_generator(
+        synthesize=lambda w: w[:, 0, :3, None, None].float().tanh().expand(-1, -1, 8, 8), z_dim=D, resolution=8
+    )
+    varied = vary(_latents(0, 2, D), axis, generator=generator, keep_images=True)
+    kept = varied.kept.clone()
+    kept[1, 0] = False
+    folder = replace(varied, kept=kept).save(tmp_path / "people")
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+    assert files == ["000000/turned_head_00.png", "000000/turned_head_01.png", "000001/turned_head_01.png"]
+
+
+def test_what_is_no_axis_is_refused() -> None:
+    for wrong in ({"yaw": _direction()}, [_direction()]):
+        with pytest.raises(ffs.DataError, match="direction with steps"):
+            vary(_latents(0, 2, D), wrong)
+
+
 # --- fitting ----------------------------------------------------------------------------------------------------------
 
 
@@ -530,7 +551,7 @@ def test_bad_variations() -> None:
     for settings, message in (
         ({"threshold": 0.5}, "go together"),
         ({"embedder": _Angle(), "generator": generator}, "go together"),
-        ({"embedder": _Angle(), "threshold": 1.5, "generator": generator}, "go together"),
+        ({"embedder": _Angle(), "threshold": 1.5, "generator": generator}, "it is a cosine"),
         ({"embedder": _Angle(), "threshold": 0.5}, "no generator"),
         ({"keep_images": True}, "no generator"),
         ({"generator": generator}, "nothing to make images for"),
