@@ -20,6 +20,9 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/synthesis.py
 	$(BIN)/python benchmarks/gaussians.py
+	$(BIN)/python benchmarks/identities.py
+	$(BIN)/python benchmarks/rare_groups.py
+	$(BIN)/python benchmarks/unseen_groups.py
 
 # Runs every Python example in README.md and docs/.
 docs: $(INSTALLED)

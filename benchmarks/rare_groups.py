@@ -281,7 +281,7 @@ def report(bench: Bench, scores: dict[str, Scored], natural: ffs.Accepted, faces
         "Natural draws per face that labeller and detector confirm: "
         + ", ".join(f"{n} {faces_needed(natural, g):.1f}" for g, n in enumerate(names))
         + ".",
-        f"Two faces are one identity from a cosine of {bench.threshold}",
+        f"One identity: {bench.threshold}.",
         "Mappings: " + "; ".join(f"{n:,} for the screen at {gates}" for gates, n in bench.mappings.items()) + ".",
         "Once: " + "; ".join(f"{what}, {seconds:.0f} s" for what, seconds in bench.times.items()) + ".",
         *(f"Short: {m} found {', '.join(map(str, counts))}." for m, counts in short.items()),
