@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--faces", type=int, default=6_000, help="of the bundled world, for the table of thresholds")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--skip-world", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -53,11 +54,12 @@ def main() -> None:
         faiss.omp_set_num_threads(args.threads)
 
     other, few, many = (people(args.n, args.dim, repeats, seed) for seed, repeats in enumerate((1, 1.25, 10)))
-    rows = [
-        compare("nearest", lambda: novelty(other, few).indices, lambda: faiss_nearest(other, few), args.rounds),
-        compare("unique, few repeats", lambda: unique(few, CUT), lambda: faiss_unique(few), args.rounds),
-        compare("unique, many repeats", lambda: unique(many, CUT), lambda: faiss_unique(many), args.rounds),
-    ]
+    tasks = {
+        "nearest": (lambda: novelty(other, few).indices, lambda: faiss_nearest(other, few)),
+        "unique, few repeats": (lambda: unique(few, CUT), lambda: faiss_unique(few)),
+        "unique, many repeats": (lambda: unique(many, CUT), lambda: faiss_unique(many)),
+    }
+    rows = [compare(name, *both, args.rounds) for name, both in tasks.items() if args.only in name]
     version = f", faiss {faiss.__version__}" if faiss else ""
     print(f"n = {args.n:,}, {args.dim} dimensions; {describe_machine()}{version}\n")
     print(ffs.markdown_table(["", "ours, s", "FAISS, s", "FAISS / ours", "in CPU time", "same"], rows))
