@@ -2,9 +2,10 @@
 
     python benchmarks/rare_groups.py [--faces 500] [--latents 20000] [--out out/rare_groups]
 
-Every method makes the same number of faces of every group of the bundled world. The labeller selects; judge, detector
-and embedder, which select nothing, score. KID, density and coverage compare with natural faces of the group (plain
-rejection), whose second half is itself scored, as the row "natural rejection".
+Every method makes the same number of faces of every group of the bundled world. The labeller selects; the judge and the
+embedder score (the latter also selects in "genetic, unique", whose distinct identities are so by construction). KID,
+density and coverage compare with natural faces of the group (plain rejection), whose second half is itself scored, as
+the row "natural rejection".
 """
 
 from __future__ import annotations

@@ -338,9 +338,8 @@ class Pipeline:
 
         Args:
             groups: "balanced", a group, a partial name, a list, or {specification: share}; see `balanced_quota`; or a
-                `CorrectedQuota`, which brings its own n. Groups
-                are aimed at: without `verify`, a judge sees the group in 45 % of the Gaussians' faces on the bundled
-                world.
+                `CorrectedQuota`, which brings its own n. Groups are aimed at: without `verify`, a judge sees the group
+                in 45 % of the Gaussians' faces on the bundled world.
             n: number of faces.
             seed: of the draw. Fitting and sampling with one seed are independent.
             truncation_psi: of "gaussian": a pull towards w_avg; lower values are known to worsen imbalance. The other

@@ -22,6 +22,7 @@ from .errors import DataError, GroupError, ShapeError
 from .groups import Groups
 from .identities import cosine_threshold, embed, novelty
 from .latents import LatentBank, check_attributes, draw_latents, normals, to_layers
+from .models.facenet import faces_found
 from .models.protocols import Embedder, Generator
 
 Propose = Callable[[Tensor, Tensor], Tensor]
@@ -119,7 +120,7 @@ def fit_screen(
         )
     values, targets = dict(groups.attributes), {a: bank.probabilities[a].float() for a in groups.attributes}
     if bank.found is not None:
-        face = (bank.found >= 0.95).float()
+        face = faces_found(bank.found).float()
         values[FACE], targets[FACE] = ("no", "yes"), torch.stack((1 - face, face), dim=1)
     x = bank.latents.flatten(1).float()
     for what, column in {"latents": x, **targets}.items():
@@ -145,9 +146,14 @@ def fit_screen(
 
 def _perceptrons(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Logits [n, Σk] of x [n, d], averaged over the ensemble."""
-    h = F.silu(torch.einsum("nd,edh->enh", x, weights["in"]) + weights["in_bias"])
-    h = F.silu(torch.einsum("enh,ehi->eni", h, weights["mid"]) + weights["mid_bias"])
-    return torch.einsum("enh,ehk->nk", h, weights["out"]) / len(h) + weights["out_bias"].mean((0, 1))
+    return _members(weights, x).mean(0)
+
+
+def _members(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Logits [E, n, Σk] of each member."""
+    h = F.silu(x @ weights["in"] + weights["in_bias"])
+    h = F.silu(h @ weights["mid"] + weights["mid_bias"])
+    return h @ weights["out"] + weights["out_bias"]
 
 
 def _train(
@@ -172,9 +178,7 @@ def _train(
         for _ in range(epochs):
             order = torch.randperm(len(x), generator=rng).to(x.device)
             for rows in order[: len(x) // batch * batch].split(batch):
-                h = F.silu(x[rows] @ weights["in"] + weights["in_bias"])
-                h = F.silu(h @ weights["mid"] + weights["mid_bias"])
-                heads = (h @ weights["out"] + weights["out_bias"]).split(sizes, dim=-1)
+                heads = _members(weights, x[rows]).split(sizes, dim=-1)
                 log_p = torch.cat([head.log_softmax(-1) for head in heads], dim=-1)
                 loss = -(log_p * targets[rows]).sum(-1).mean(1).sum()
                 optimizer.zero_grad()

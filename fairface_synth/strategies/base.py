@@ -137,10 +137,12 @@ def first_id(x0: Tensor, start: Tensor | int, population: int) -> Tensor:
 
 
 def count_from(first: Tensor, count: int) -> Tensor:
+    """first [G] → first … first + count − 1, [G, count]."""
     return first.unsqueeze(1) + torch.arange(count, device=first.device)
 
 
 def check_evaluation(proposal: Proposal, evaluation: Evaluation) -> None:
+    """ShapeError unless the evaluation has a number or a truth value [G, P] for each candidate."""
     for name in ("fitness", "success", "found", "novel"):
         value = getattr(evaluation, name)
         if value.shape != proposal.id.shape or (name != "fitness" and value.dtype != torch.bool):
@@ -152,6 +154,7 @@ def check_evaluation(proposal: Proposal, evaluation: Evaluation) -> None:
 
 
 def checked_fitness(proposal: Proposal, evaluation: Evaluation, dtype: torch.dtype) -> Tensor:
+    """Fitness [G, P], −inf where it is NaN or the slot was not valid."""
     check_evaluation(proposal, evaluation)
     fitness = evaluation.fitness.to(dtype)
     return fitness.masked_fill(fitness.isnan() | ~proposal.valid, -math.inf)
