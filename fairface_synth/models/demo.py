@@ -1,7 +1,8 @@
 """The bundled world: a small face generator with a labeller, a judge, an embedder and directions, all offline.
 
 Where the weights come from, how noisy the labels are and what must not be concluded: docs/demo_world.md.
-Every network of ours here is made by examples/train_demo_models.py, the directions by examples/fit_demo_directions.py.
+Every network of ours here is made by examples/train_demo_models.py, the directions by examples/fit_demo_directions.py,
+the attribute classifier by examples/train_demo_mac.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..attribute_classifier import MAC
 from ..errors import CheckpointError, ShapeError
 from ..latents import truncate
 from ..variations import Axis, Direction
@@ -200,6 +202,8 @@ class DemoWorld:
         directions: of w, for `edit` and `vary`: "yaw" (positive: nose to the viewer's right), "mouth opening",
             "illumination side" (positive: brighter on the viewer's right), "illumination level" and "age" (apparent
             age, from the labeller). In float32.
+        mac: attribute classifier on the embedder's vectors: 16 attributes of what teachers see in such faces
+            (docs/annotation.md). In float32.
     """
 
     generator: DCGANGenerator
@@ -207,6 +211,7 @@ class DemoWorld:
     judge: CompactLabeller
     embedder: CompactEmbedder
     directions: Mapping[str, Direction]
+    mac: MAC
 
 
 def load_demo(device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> DemoWorld:
@@ -224,6 +229,7 @@ def load_demo(device: torch.device | str | None = None, dtype: torch.dtype = tor
         judge=CompactLabeller(*nets["judge"]),
         embedder=CompactEmbedder(nets["embedder"][0]),
         directions={name: d.to(device) for name, d in _load_directions().items()},
+        mac=_load_mac().to(device, torch.float32),
     )
     for model in (world.generator, world.labeller, world.judge, world.embedder):
         model.eval().requires_grad_(False).to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
@@ -253,6 +259,11 @@ def _load_directions() -> dict[str, Direction]:
         fields: dict[str, Any] = {k: tensors[f"{name}/{k}"] for k in ("normal", "neg_mean", "pos_mean", "offset")}
         directions[name] = Direction(**fields, **fit, name=name)
     return directions
+
+
+def _load_mac() -> MAC:
+    with resources.as_file(resources.files("fairface_synth.models") / "weights" / "demo_mac.safetensors") as file:
+        return MAC.load(file)
 
 
 def _read_weights(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
