@@ -119,7 +119,7 @@ def stream(
     """
     generator = _check_source(source, method)
     axes = (axes,) if isinstance(axes, Axis) else None if axes is None else tuple(axes)
-    _check_settings(batch_size, images_per_identity, axes, perturbation, candidates, rank, world_size, prefetch)
+    _check_settings(batch_size, images_per_identity, axes, perturbation, candidates, seed, rank, world_size, prefetch)
     screen = getattr(source, "screen", None) if method == "screen" else None
     if screen is not None and truncation_psi != 1.0:
         expected = f"truncation_psi=1.0 here; the bank has ψ = {screen.truncation_psi}"
@@ -549,10 +549,13 @@ def _check_settings(
     axes: tuple[Axis, ...] | None,
     perturbation: float,
     candidates: int,
+    seed: int,
     rank: int,
     world_size: int,
     prefetch: int,
 ) -> None:
+    if not 0 <= seed < 2**64:
+        raise DataError("seed out of range", expected="0 ≤ seed < 2⁶⁴", got=seed)
     if not 1 <= k <= _MAX_IMAGES or batch_size < 1 or batch_size % k:
         raise DataError(
             "a batch holds whole identities",

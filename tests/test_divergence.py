@@ -243,11 +243,13 @@ def clustered(people: int, images: int, rng: np.random.Generator, a: float = 1.0
 
 def test_intervals_over_identities_cover_and_naive_ones_do_not() -> None:
     rng = np.random.default_rng(0)
-    trials, covered, naive = 150, 0, 0
+    trials, covered, naive = 120, 0, 0
     for trial in range(trials):
         annotations = clustered(60, 20, rng)
-        rates = attribute_rates(annotations, seed=trial)
-        alone = attribute_rates(annotated(annotations.probabilities, schema=annotations.schema), seed=trial)
+        rates = attribute_rates(annotations, seed=trial, replicates=100)
+        alone = attribute_rates(
+            annotated(annotations.probabilities, schema=annotations.schema), seed=trial, replicates=100
+        )
         covered += bool(rates.low <= 1 / 3 <= rates.high)
         naive += bool(alone.low <= 1 / 3 <= alone.high)
     assert covered / trials > 0.89  # 95 % less three standard errors
@@ -303,13 +305,16 @@ def test_a_set_against_itself_is_zero_when_paired() -> None:
 
 
 def simulate(rates_p, rates_q, n: int, m: int, trials: int, **options) -> list:
-    return [kl_table(draws(rates_p, n, 2 * t), draws(rates_q, m, 2 * t + 1), seed=t, **options) for t in range(trials)]
+    return [
+        kl_table(draws(rates_p, n, 2 * t), draws(rates_q, m, 2 * t + 1), seed=t, replicates=100, **options)
+        for t in range(trials)
+    ]
 
 
 def test_correction_is_nearly_unbiased_and_intervals_cover() -> None:
     rates_p, rates_q = (0.3, 0.05, 0.5), (0.3, 0.1, 0.8)
     true = torch.tensor([entropy([p, 1 - p], [q, 1 - q]) for p, q in zip(rates_p, rates_q, strict=True)])
-    tables = simulate(rates_p, rates_q, 400, 250, trials=200)
+    tables = simulate(rates_p, rates_q, 400, 250, trials=150)
     value, plugin = (torch.stack([getattr(t.kl_pq, x) for t in tables]) for x in ("value", "plugin"))
     error = value.std(0) / math.sqrt(len(tables))
     assert bool(((value.mean(0) - true).abs() < 3.5 * error).all())
@@ -328,7 +333,7 @@ def test_joint_correction_on_known_cells(same: bool) -> None:
     """Eight product cells of three independent attributes: the joint KL is the sum of the three."""
     rates_p, rates_q = (0.3, 0.4, 0.5), ((0.3, 0.4, 0.5) if same else (0.4, 0.3, 0.6))
     true = sum(entropy([p, 1 - p], [q, 1 - q]) for p, q in zip(rates_p, rates_q, strict=True))
-    tables = simulate(rates_p, rates_q, 300, 300, trials=150, on="joint", cells=("Smiling", "Young", "Bald"))
+    tables = simulate(rates_p, rates_q, 300, 300, trials=100, on="joint", cells=("Smiling", "Young", "Bald"))
     value = torch.cat([t.kl_pq.value for t in tables])
     plugin = torch.cat([t.kl_pq.plugin for t in tables])
     assert float(plugin.mean()) - true > 0.01  # about 7/2 · (1/300 + 1/300)
@@ -359,12 +364,12 @@ def test_null_level_equals_that_of_permuted_identities() -> None:
 
 def test_clustered_sets_of_equal_rates_are_not_told_apart() -> None:
     rng = np.random.default_rng(1)
-    covered, naive, trials = 0, 0, 80
+    covered, naive, trials = 0, 0, 60
     for trial in range(trials):
         p, q = clustered(50, 30, rng), clustered(50, 30, rng)
-        covered += float(kl_table(p, q, seed=trial).kl_pq.low[0]) == 0
+        covered += float(kl_table(p, q, seed=trial, replicates=100).kl_pq.low[0]) == 0
         p, q = (annotated(x.probabilities, schema=x.schema) for x in (p, q))
-        naive += float(kl_table(p, q, seed=trial).kl_pq.low[0]) == 0
+        naive += float(kl_table(p, q, seed=trial, replicates=100).kl_pq.low[0]) == 0
     assert covered >= 0.88 * trials
     assert naive <= 0.7 * trials
 

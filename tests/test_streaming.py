@@ -490,6 +490,7 @@ def test_augmentation_depends_on_seed_and_number_alone() -> None:
         ({"axes": AXES, "images_per_identity": 16}, DataError, "more images"),
         ({"perturbation": 2.0}, DataError, "perturbation"),
         ({"rank": 1}, DataError, "rank"),
+        ({"seed": -1}, DataError, "seed"),
         ({"prefetch": -1}, DataError, "prefetch"),
         ({"candidates": 0}, DataError, "candidates"),
     ],
