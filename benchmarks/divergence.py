@@ -17,7 +17,7 @@ import torch
 from machine import describe_machine
 
 from fairface_synth.annotation import MAAD_FACE, Annotations
-from fairface_synth.divergence import count_attributes
+from fairface_synth.attribute_counts import count_attributes
 from fairface_synth.reports import markdown_table
 
 

@@ -7,7 +7,8 @@
 Without a checkpoint it trains a small StyleGAN2 discriminator (a few minutes on two cores) to tell images of the
 bundled generator from those of a truncated copy (ψ = 0.7), keeps it, and audits that. Layouts of folders of images:
 docs/datasets.md.
-Everything goes to --out: scores.csv (one row per image), report.md, audit.json, figures, sweeps.csv, sweeps.md.
+Everything goes to --out: report.md (statistics, sweeps, what the toy can and cannot show), scores.csv (one row per
+image), audit.json, sweeps.csv, figures.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fairface_synth as ffs
+from fairface_synth.artifacts import atomic_path
 from fairface_synth.audits import AuditReport, audit
 from fairface_synth.datasets import read_faces
 from fairface_synth.discriminators import InputRange, Sweep, covariates, face_regions, score, score_table, sweep
@@ -189,7 +191,7 @@ def choose(table: dict[str, np.ndarray], factors: list[str], n: int) -> tuple[np
 
 
 def run_sweeps(network: Any, images: Tensor, ids: Tensor | None, groups: Any, args: argparse.Namespace) -> list[Sweep]:
-    """Every sweep with its figure, sweeps.csv and sweeps.md."""
+    """Every sweep with its figure, and sweeps.csv."""
     sweeps = []
     for transform, input_range in SWEEPS:
         result = sweep(
@@ -201,12 +203,15 @@ def run_sweeps(network: Any, images: Tensor, ids: Tensor | None, groups: Any, ar
             input_range=input_range,
             batch_size=args.batch_size,
         )
-        name = f"sweep_{transform}{'_raw' if input_range == 'uint8_raw' else ''}.png"
-        sweep_curves(result).savefig(args.out / name, dpi=120)
+        sweep_curves(result).savefig(args.out / _figure(result), dpi=120)
         sweeps.append(result)
     tables = [s.to_table() for s in sweeps]
     write_table({name: np.concatenate([t[name] for t in tables]) for name in tables[0]}, args.out / "sweeps.csv")
     return sweeps
+
+
+def _figure(result: Sweep) -> str:
+    return f"sweep_{result.transform}{'_raw' if result.input_range == 'uint8_raw' else ''}.png"
 
 
 def verdict(report: AuditReport | None, sweeps: list[Sweep]) -> str:
@@ -273,18 +278,21 @@ def main() -> None:
 
     report = audit(table, factors=args.factors or None, bayes=not args.no_bayes)
     report.save(args.out, overwrite=True)
-    parts = [str(report)]
+    parts: list[str] = []
     print(f"\n{report}\n\nAudited: {time.time() - start:.0f} s so far.")
     if network is not None and args.sweep_images > 0:
         rows, ids, groups = choose(table, args.factors, args.sweep_images)
         chosen = images[torch.from_numpy(rows)] if isinstance(images, Tensor) else _read(images, rows, args.size)
         sweeps = run_sweeps(network, chosen, ids, groups, args)
-        parts = [verdict(report, sweeps), "## Sweeps", *map(str, sweeps)]
-        parts = [about, *parts, LIMITS] if about else parts
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-        text = "\n\n".join([*parts, f"{machine}: {time.time() - start:.0f} s in all."])
-        (args.out / "sweeps.md").write_text(text + "\n", encoding="utf-8")
-        print(text)
+        parts = [verdict(report, sweeps), "## Sweeps"]
+        parts += [f"{result}\n\n![{result.transform}]({_figure(result)})" for result in sweeps]
+    parts = [about, *parts, LIMITS] if about else parts
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    text = "\n\n".join([*parts, f"{machine}: {time.time() - start:.0f} s in all."])
+    statistics = (args.out / "report.md").read_text(encoding="utf-8")
+    with atomic_path(args.out / "report.md") as path:
+        path.write_text(f"{statistics}\n\n{text}\n", encoding="utf-8")
+    print(text)
     print(f"\nEverything is in {args.out.resolve()}: start with report.md.")
 
 

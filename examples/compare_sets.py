@@ -32,30 +32,14 @@ import torch
 from torch import Tensor
 
 import fairface_synth as ffs
-from fairface_synth.annotation import AnnotationFolder, Annotations, annotate, as_annotations
-from fairface_synth.attribute_classifier import MAC
-from fairface_synth.datasets import read_faces
-from fairface_synth.divergence import (
-    Consistency,
-    Divergence,
-    KLMatrix,
-    KLTable,
-    consistency,
-    count_attributes,
-    divergence_text,
-    fit_cells,
-    kl_matrix,
-    kl_table,
-)
-from fairface_synth.errors import DataError, FairFaceError
+from fairface_synth.divergence import Divergence, divergence_text
 from fairface_synth.plotting import kl_heatmap
 from fairface_synth.reports import markdown_table
-from fairface_synth.tables import write_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from machine import describe_machine
 
-Annotated = Annotations | AnnotationFolder
+Annotated = ffs.Annotations | ffs.AnnotationFolder
 CELLS = 32
 ON = {"labels": "rates, mean", "probabilities": "histograms, mean", "joint": "joint cells"}
 
@@ -78,7 +62,7 @@ def main() -> None:
     try:
         sets = read_sets(args) if args.sets else world_sets(args)
         results = compare(sets, args.replicates)
-    except FairFaceError as error:
+    except ffs.FairFaceError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     cost = f"{time.time() - start:.0f} s ({time.process_time() - busy:.0f} s of processor time)"
     write(args, results, cost)
@@ -121,7 +105,7 @@ def world_sets(args: argparse.Namespace) -> dict[str, Annotated]:
         return Natural(world.generator, world.generator.map(z, truncation_psi=psi))
 
     def annotated(name: str, faces: Any, identities: list[str] | None = None) -> Annotated:
-        return annotate(faces, world.embedder, mac, name=name, identities=identities, reliability_passes=0)
+        return ffs.annotate(faces, world.embedder, mac, name=name, identities=identities, reliability_passes=0)
 
     people = pipeline.sample("balanced", n=max(12, n // 6), seed=14)
     sets = [
@@ -149,24 +133,24 @@ def read_sets(args: argparse.Namespace) -> dict[str, Annotated]:
     """The sets of the command line, annotated where they are images."""
     pairs = dict(text.split("=", 1) if "=" in text else (Path(text).stem, text) for text in args.sets)
     if len(pairs) < 2 or len(pairs) < len(args.sets):
-        raise DataError("a comparison needs sets", expected="two or more name=path, each name once", got=args.sets)
+        raise ffs.DataError("a comparison needs sets", expected="two or more name=path, each name once", got=args.sets)
     return {name: read_set(name, Path(path), args) for name, path in pairs.items()}
 
 
 def read_set(name: str, path: Path, args: argparse.Namespace) -> Annotated:
     if not path.is_dir() or next(path.glob("*.parquet"), None):
-        return as_annotations(path)
+        return ffs.as_annotations(path)
     world = ffs.load_demo(args.device)
-    faces = read_faces(args.layout, path, size=args.size, name=name)
+    faces = ffs.read_faces(args.layout, path, size=args.size, name=name)
     if args.mac is None or args.embedder == "demo":
         print(f"{name}: the bundled networks know the bundled generator's faces alone", file=sys.stderr)
     embedder = world.embedder if args.embedder == "demo" else ffs.load_embedder(args.embedder, args.device)
     folder = args.out / "annotations" / name
-    return annotate(faces, embedder, classifier(args, world), folder, reliability_passes=0, device=args.device)
+    return ffs.annotate(faces, embedder, classifier(args, world), folder, reliability_passes=0, device=args.device)
 
 
-def classifier(args: argparse.Namespace, world: Any) -> MAC:
-    return world.mac if args.mac is None else MAC.load(args.mac, args.device).to(dtype=torch.float32)
+def classifier(args: argparse.Namespace, world: Any) -> ffs.MAC:
+    return world.mac if args.mac is None else ffs.MAC.load(args.mac, args.device).to(dtype=torch.float32)
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------
@@ -177,9 +161,9 @@ class Results:
     """Everything that the report shows; `reference` is P."""
 
     reference: str
-    tables: dict[str, dict[str, KLTable]]  # {on: {set: table}}
-    matrix: KLMatrix
-    consistency: dict[str, Consistency]
+    tables: dict[str, dict[str, ffs.KLTable]]  # {on: {set: table}}
+    matrix: ffs.KLMatrix
+    consistency: dict[str, ffs.Consistency]
 
     def answer(self) -> str:
         """The paper's question, answered from the intervals."""
@@ -213,17 +197,16 @@ class Results:
 
 def compare(sets: dict[str, Annotated], replicates: int) -> Results:
     reference, *others = sets
-    cells = fit_cells(list(sets.values()), CELLS)
+    cells = ffs.fit_cells(list(sets.values()), CELLS)
     counts = {}
     for stream, (name, faces) in enumerate(sets.items()):  # each set is counted once, for everything
-        counted = count_attributes(faces, bins=20, cells=cells, stream=stream, replicates=replicates)
+        counted = ffs.count_attributes(faces, bins=20, cells=cells, stream=stream, replicates=replicates)
         counts[name] = dataclasses.replace(counted, name=name)
     p = counts[reference]
-    tables = {on: {name: kl_table(p, counts[name], on=on, cells=cells) for name in others} for on in ON}
-    within = {
-        name: dataclasses.replace(consistency(faces, replicates=replicates), name=name) for name, faces in sets.items()
-    }
-    return Results(reference, tables, kl_matrix(counts), within)
+    tables = {on: {name: ffs.kl_table(p, counts[name], on=on, cells=cells) for name in others} for on in ON}
+    within = {name: ffs.consistency(faces, replicates=replicates) for name, faces in sets.items()}
+    within = {name: dataclasses.replace(result, name=name) for name, result in within.items()}
+    return Results(reference, tables, ffs.kl_matrix(counts), within)
 
 
 def write(args: argparse.Namespace, results: Results, cost: str) -> None:
@@ -238,7 +221,7 @@ def write(args: argparse.Namespace, results: Results, cost: str) -> None:
         for name, table in per_set.items()
         for attribute, row in table.to_dict()["attributes"].items()
     ]
-    write_table({column: [row[column] for row in rows] for column in rows[0]}, out / "kl.csv")
+    ffs.write_table({column: [row[column] for row in rows] for column in rows[0]}, out / "kl.csv")
     everything = {
         "tables": {on: {q: t.to_dict() for q, t in per_set.items()} for on, per_set in results.tables.items()},
         "matrix": results.matrix.to_dict(),

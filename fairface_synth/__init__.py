@@ -6,24 +6,23 @@
 from . import plotting
 from .annotation import MAAD_FACE, AnnotationFolder, Annotations, AttributeSchema, annotate, as_annotations
 from .attribute_classifier import MAC, MACReport, train_mac
-from .audits import AuditReport, audit
+from .attribute_consistency import Consistency, consistency
+from .attribute_counts import AttributeCounts, AttributeRates, attribute_rates, count_attributes
+from .audits import (
+    AuditReport,
+    anova,
+    audit,
+    bayes_linreg,
+    correlations,
+    group_table,
+    multinomial_logit,
+    ols,
+    top_bottom,
+    tree_report,
+)
 from .datasets import FaceSet, read_faces, read_maad_labels
 from .discriminators import Sweep, covariates, face_regions, score, score_table, shuffle_pixels, sweep
-from .divergence import (
-    AttributeCounts,
-    AttributeRates,
-    Cells,
-    Consistency,
-    KLMatrix,
-    KLTable,
-    attribute_rates,
-    consistency,
-    count_attributes,
-    fit_cells,
-    kl_matrix,
-    kl_table,
-    product_cells,
-)
+from .divergence import Cells, KLMatrix, KLTable, fit_cells, kl_matrix, kl_table, product_cells
 from .errors import CheckpointError, DataError, FairFaceError, GroupError, ShapeError
 from .evolution import Archive, Fitness, Scores, evolve
 from .fairness import Fairness, fairness
@@ -64,16 +63,6 @@ from .models.protocols import Embedder, Generator, Labeller, wrap_generator, wra
 from .pairs import PairSet, read_pairs
 from .pipeline import Pipeline, PipelineReport, Sample
 from .quality import KID, PRDC, Estimate, expected_coverage, kid, prdc
-from .regressions import (
-    anova,
-    bayes_linreg,
-    correlations,
-    group_table,
-    multinomial_logit,
-    ols,
-    top_bottom,
-    tree_report,
-)
 from .regularization import (
     GroupDRO,
     consistency_loss,
@@ -83,6 +72,7 @@ from .regularization import (
     worst_group_loss,
 )
 from .reports import GroupShares, group_shares, markdown_table, wilson_interval
+from .score_histograms import ScoreHistogram, cross_scores
 from .screening import Accepted, Screen, fit_screen, reject, screen
 from .strategies import (
     Evaluation,
@@ -111,7 +101,7 @@ from .variations import (
     signed_distance,
     vary,
 )
-from .verification import ScoreHistogram, Verification, cross_scores, verify
+from .verification import Verification, verify
 
 __version__ = "0.1.0"
 

@@ -11,8 +11,12 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +31,15 @@ from .tables import read_table
 
 if TYPE_CHECKING:
     from .attribute_classifier import MAC
+    from .datasets import FaceSet
     from .models.protocols import Embedder
-
-if TYPE_CHECKING:
-    pass
 
 _FORMAT = "fairface_synth.annotations/1"
 _HEADER = "annotations.json"
 _RELIABILITY = ".reliability"
 _IDENTITY_COLUMNS = ("identity", "identities", "personid")
 _ID_COLUMNS = ("id", "ids", "path", "filename")
+_CODE = re.compile(r"[+-]?(0|1|0?\.\d+|[01]\.0*|0\.\d+)|yes|no|true|false")
 
 
 # --- attributes -----------------------------------------------------------------------------------------------------
@@ -64,7 +67,8 @@ class AttributeSchema:
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.names, str) or not all(isinstance(n, str) for n in self.names):
+        listed = isinstance(self.names, Iterable) and not isinstance(self.names, str)
+        if not listed or not all(isinstance(n, str) for n in self.names):
             raise GroupError("attributes are a sequence of names", expected="('Male', 'Young', …)", got=self.names)
         names = tuple(self.names)
         keys = [_key(name) for name in names]
@@ -101,8 +105,9 @@ class AttributeSchema:
 
     def subset(self, names: Sequence[str]) -> AttributeSchema:
         """Some of the attributes, in the given order."""
-        if isinstance(names, str):
-            raise GroupError("a subset is a sequence of names", expected=f"[{names!r}]", got=repr(names))
+        if isinstance(names, str) or not len(names):
+            expected = f"[{names or 'Male'!r}]"
+            raise GroupError("some attributes are a sequence of names", expected=expected, got=repr(names))
         kept = tuple(self.names[self.index(name)] for name in names)
         return AttributeSchema(kept, {n: why for n, why in self.noisy.items() if n in kept}, self.source)
 
@@ -167,6 +172,8 @@ class Annotations:
 
     def __post_init__(self) -> None:
         p = self.probabilities
+        if not isinstance(self.schema, AttributeSchema):
+            raise GroupError("columns need a schema", expected="AttributeSchema", got=type(self.schema).__name__)
         if not isinstance(p, Tensor) or p.ndim != 2 or p.shape[1] != len(self.schema) or not p.is_floating_point():
             got: Any = f"{list(p.shape)} {p.dtype}" if isinstance(p, Tensor) else type(p).__name__
             fix = "hard labels −1, 0, 1: Annotations.from_labels"
@@ -195,6 +202,8 @@ class Annotations:
     ) -> Annotations:
         """From hard labels.
 
+        Warns of attributes that have zeros and ones but no −1: if their 0 meant absent, all absent faces are lost.
+
         Args:
             labels: [n, K], 1 present, −1 absent, 0 undefined, as MAAD-Face codes them.
             schema, identities, ids, name: see the class.
@@ -203,6 +212,8 @@ class Annotations:
             ShapeError, DataError: not such labels.
         """
         labels = check_labels(labels, schema)
+        if has_values(labels):
+            _warn_of_zero_one(labels, schema)
         values = torch.where(labels == 0, torch.nan, (labels > 0).float())
         return cls(schema, values, identities=identities, ids=ids, name=name)  # type: ignore[arg-type]
 
@@ -220,6 +231,9 @@ class Annotations:
             yield self[start : start + rows]
 
     def __getitem__(self, rows: slice) -> Annotations:
+        if isinstance(rows, int | np.integer):
+            raise DataError("one face is a slice too", expected=f"[{rows}:{rows + 1}]", got=f"[{rows}]")
+
         def part(x: Any) -> Any:
             return None if x is None else x[rows]
 
@@ -287,11 +301,28 @@ def check_labels(labels: Tensor, schema: AttributeSchema) -> Tensor:
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.shape[1] != len(schema):
         got = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
         raise ShapeError("labels do not fit the schema", expected=f"tensor [n, {len(schema)}]", got=got)
+    if labels.dtype == torch.bool:
+        fix = "False for absent: 2 * labels.int() - 1"
+        raise DataError(
+            "labels are not true or false", expected="1 present, −1 absent, 0 undefined", got="bool", fix=fix
+        )
     if has_values(labels) and not bool(((labels == 0) | (labels == 1) | (labels == -1)).all()):
         wrong = sorted(set(labels[(labels != 0) & (labels.abs() != 1)].tolist()), key=str)[:5]
         fix = "0/1 labels: 2 * labels - 1; NaN for undefined: labels.nan_to_num(0)"
         raise DataError("unknown label values", expected="1 present, −1 absent, 0 undefined", got=wrong, fix=fix)
     return labels
+
+
+def _warn_of_zero_one(labels: Tensor, schema: AttributeSchema) -> None:
+    doubtful = (labels == 0).any(0) & (labels > 0).any(0) & ~(labels < 0).any(0)
+    names = [name for name, doubt in zip(schema.names, doubtful.tolist(), strict=True) if doubt]
+    if names:
+        which = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        warnings.warn(
+            f"no face is labelled −1 (absent) in {which}, and 0 is read as undefined; "
+            "if 0 means absent there, code it −1: 2 * labels - 1",
+            stacklevel=3,
+        )
 
 
 def texts(values: Any, what: str, n: int) -> np.ndarray | None:
@@ -306,11 +337,18 @@ def texts(values: Any, what: str, n: int) -> np.ndarray | None:
     written = array.astype(str)
     if written.shape != (n,):
         raise ShapeError(f"{what} do not fit the set", expected=[n], got=list(written.shape))
-    lacking = [x is None or x != x for x in array] if array.dtype == object else []
+    lacking = [_is_missing(x) for x in array] if array.dtype == object else []
     if array.dtype.kind == "f" or any(lacking) or bool((written == "").any()):
         fix = "give each such face an identity of its own, or the whole set None" if what == "identities" else None
         raise DataError(f"{what} are missing for some faces", expected="a name or whole number each", fix=fix)
     return written
+
+
+def _is_missing(x: Any) -> bool:
+    try:
+        return x is None or bool(x != x)
+    except TypeError:  # pandas.NA
+        return True
 
 
 def _summary(source: Annotations | AnnotationFolder, reliability: bool, identities: bool) -> str:
@@ -363,7 +401,9 @@ class AnnotationFolder:
         if rows < 1:
             raise DataError("no rows at a time", expected="rows ≥ 1", got=rows)
         for part in _parts(self.path, self.header):
-            with parquet.ParquetFile(part) as file:
+            with _undamaged(part):
+                file = parquet.ParquetFile(part)
+            with file:
                 for batch in file.iter_batches(rows):
                     yield _from_arrow(batch, self.schema, self.name)
 
@@ -387,17 +427,22 @@ def as_annotations(source: Any) -> Annotations | AnnotationFolder:
 
     Args:
         source: Annotations or an AnnotationFolder; the path of one of them; or anything `tables.read_table` reads: a
-            dict of columns, a pandas frame, the path of a .csv, .tsv or .parquet file, …. In a table, columns
-            identity, identities or person_id hold identities; id, path or filename the images' names;
-            "<attribute>.reliability" a reliability; every other column is an attribute. If any value is −1 the
-            coding is MAAD-Face's (1 present, −1 absent, 0 undefined), else values are probabilities (0 absent) and
-            NaN is undefined. If every attribute is one of MAAD-Face's, its names, its order and its warnings apply.
+            dict of columns, a pandas frame, the path of a .csv, .tsv or .parquet file, …; or a `FaceSet` with
+            annotations, such as MAAD-Face's. In a table, columns identity, identities or person_id hold identities; id,
+            path or filename the images' names; "<attribute>.reliability" a reliability; every other column of numbers
+            is an attribute. Columns of words (race, gender) are left out with a warning. If any value is −1 the coding
+            is MAAD-Face's (1 present, −1 absent, 0 undefined), else values are probabilities (0 absent) and NaN is
+            undefined. If every attribute is one of MAAD-Face's, its names, its order and its warnings apply.
 
     Raises:
-        DataError: no such file, columns of text or out of range.
+        DataError: no such file, values out of range, numbers or yes and no written as text, ids that repeat.
     """
+    from .datasets import FaceSet  # which imports this module
+
     if isinstance(source, Annotations | AnnotationFolder):
         return source
+    if isinstance(source, FaceSet):
+        return _from_faces(source)
     name = ""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
@@ -405,24 +450,39 @@ def as_annotations(source: Any) -> Annotations | AnnotationFolder:
             return AnnotationFolder(path)
         if path.suffix == ".parquet" and path.is_file() and _metadata(path) is not None:
             return Annotations.load(path)
+        if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
+            fix = "annotate(read_faces('folder', path), embedder, mac) first, if it holds images"
+            raise DataError(f"{path} holds no annotations", expected="a folder of annotate, or a table", fix=fix)
         name = path.stem
     return _from_table(read_table(source), name)
 
 
+def _from_faces(faces: FaceSet) -> Annotations:
+    if faces.annotations is None or faces.schema is None:
+        raise DataError(
+            f"{faces.name} has no annotations",
+            expected="a FaceSet with .annotations",
+            got=f"labels of {', '.join(faces.labels) or 'nothing'}",
+            fix="annotate(faces, embedder, mac), or a table with a column of 0 and 1 for each value of a label",
+        )
+    who, which = (None if x is None else np.array(x) for x in (faces.identities, faces.paths))
+    return Annotations.from_labels(faces.annotations, faces.schema, who, which, faces.name)
+
+
 def _from_table(table: Mapping[str, np.ndarray], name: str) -> Annotations:
     identities, ids = (_named(table, names) for names in (_IDENTITY_COLUMNS, _ID_COLUMNS))
+    if identities is None:
+        _check_ids(table)
     values = {k: v for k, v in table.items() if _key(k) not in (*_IDENTITY_COLUMNS, *_ID_COLUMNS)}
-    text = [k for k, v in values.items() if v.dtype.kind not in "biuf"]
-    if text or not values:
-        expected = "numeric columns, one per attribute, beside identity and id"
-        got = f"text in {', '.join(text[:5])}" if text else "no such column"
-        raise DataError("this is no table of attributes", expected=expected, got=got, fix="drop columns of text")
+    values = _numeric(values)
     columns = {k: v for k, v in values.items() if not k.endswith(_RELIABILITY)}
     labelled = any(bool((v == -1).any()) for v in columns.values())
     wrong = [k for k, v in columns.items() if not (_is_label(v) if labelled else _is_probability(v))]
     if wrong:
         expected = "−1, 0, 1, since there are −1s" if labelled else "probabilities in 0 … 1, or labels −1, 0, 1"
-        raise DataError("columns that are not attributes", expected=expected, got=", ".join(wrong[:5]))
+        got = ", ".join(f"{k!r} from {np.nanmin(columns[k]):g} to {np.nanmax(columns[k]):g}" for k in wrong[:5])
+        fix = "drop columns that are none; percentages: divide by 100; −1 for undefined among probabilities: NaN"
+        raise DataError("columns that are not attributes", expected=expected, got=got, fix=fix)
     schema = own = AttributeSchema(tuple(columns))
     if all(n in MAAD_FACE for n in columns):
         schema = MAAD_FACE.subset([n for n in MAAD_FACE.names if n in own])
@@ -442,6 +502,40 @@ def _from_table(table: Mapping[str, np.ndarray], name: str) -> Annotations:
         ids,
         name,
     )
+
+
+def _numeric(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of numbers; those of words are left out with a warning, numbers written as text are an error."""
+    text = {k: v for k, v in values.items() if v.dtype.kind not in "biuf"}
+    coded = [k for k, v in text.items() if _looks_coded(v)]
+    if coded:
+        got = f"text in {', '.join(coded[:5])}, such as {str(text[coded[0]][0])!r}"
+        raise DataError("attributes are written as text", expected="numbers, NaN where undefined", got=got)
+    if len(text) == len(values):
+        got = f"text in {', '.join(list(text)[:5])}" if text else "no such column"
+        expected, fix = (
+            "numeric columns, one per attribute, beside identity and id",
+            "a column of 0 and 1 for each value",
+        )
+        raise DataError("this is no table of attributes", expected=expected, got=got, fix=fix)
+    if text:
+        warnings.warn(f"columns of text are not attributes and were left out: {', '.join(text)}", stacklevel=4)
+    return {k: v for k, v in values.items() if k not in text}
+
+
+def _looks_coded(column: np.ndarray) -> bool:
+    """Whether half of the words are codes of an attribute: 1, -1, 0.7, yes, false, …"""
+    words, counts = np.unique(column[column != ""], return_counts=True)
+    codes = [bool(_CODE.fullmatch(word.strip().casefold())) for word in words.tolist()]
+    return 2 * int(counts[codes].sum()) >= max(1, int(counts.sum()))
+
+
+def _check_ids(table: Mapping[str, np.ndarray]) -> None:
+    """Rows may share a path (two faces in one picture), but an id that repeats is somebody's."""
+    for k, v in table.items():
+        if _key(k) in ("id", "ids") and len(np.unique(v)) < len(v):
+            fix = "call the column identity if it says who is on the image, or path if it says which image"
+            raise DataError(f"column {k!r} repeats", expected="another id for each row", fix=fix)
 
 
 def _named(table: Mapping[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
@@ -508,13 +602,16 @@ def annotate(
     """
     from tqdm.auto import tqdm
 
+    if not hasattr(mac, "schema") or not hasattr(mac, "predict"):
+        raise DataError("no attribute classifier", expected="a MAC, of train_mac or MAC.load", got=type(mac).__name__)
     batch, who_and_which = _set_of(faces, identities, ids, size)
-    n = len(faces)
-    if min(batch_size, part_size) < 1 or reliability_passes < 0 or reliability_passes == 1 or not n:
+    n, numbers = len(faces), (batch_size, part_size, reliability_passes)
+    whole = all(isinstance(x, Integral) for x in numbers)
+    if not whole or min(batch_size, part_size) < 1 or reliability_passes < 0 or reliability_passes == 1 or not n:
         expected = "faces, batch_size and part_size ≥ 1, reliability_passes ≥ 2 or 0"
-        got = f"{n} faces, {batch_size}, {part_size}, {reliability_passes}"
+        got = f"{n} faces, {', '.join(map(str, numbers))}"
         raise DataError("nothing to annotate", expected=expected, got=got)
-    title = str(getattr(faces, "name", "")) if name is None else name
+    title = str(getattr(faces, "name", None) or "") if name is None else name  # a tensor's name is None
     target = mac.device if device is None else torch.device(device)
 
     def predict(start: int, stop: int) -> tuple[Tensor, Tensor | None]:
@@ -638,8 +735,11 @@ def _open_folder(folder: Path, header: Mapping[str, Any]) -> Path:
     if not (folder / _HEADER).exists():
         if next(folder.glob("part-*.parquet"), None):
             raise DataError(f"{folder} has parts but no {_HEADER}", expected="a new folder", fix="choose another one")
-        with atomic_path(folder / _HEADER) as temporary:
-            temporary.write_text(json.dumps(header, indent=1, ensure_ascii=False), encoding="utf-8")
+        try:
+            with atomic_path(folder / _HEADER) as temporary:
+                temporary.write_text(json.dumps(header, indent=1, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"cannot write to {folder}", expected="a folder, new or of yours", got=error) from error
         return folder
     there = _read_header(folder)
     differ = [k for k in header if k != "versions" and there.get(k) != header[k]]
@@ -653,16 +753,24 @@ def _open_folder(folder: Path, header: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _is_done(path: Path, rows: int) -> bool:
+@contextmanager
+def _undamaged(part: Path) -> Iterator[None]:
     import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        fix = "delete it and run annotate once more with the same arguments"
+        raise DataError(f"{part} is damaged", expected="a parquet file", got=error, fix=fix) from error
+
+
+def _is_done(path: Path, rows: int) -> bool:
     from pyarrow import parquet
 
     if not path.exists():
         return False
-    try:
+    with _undamaged(path):
         found = parquet.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged", expected="a parquet file", got=error, fix="delete it") from error
     if found != rows:
         raise DataError(f"{path} is damaged", expected=f"{rows} rows", got=found, fix="delete it")
     return True

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .annotation import MAAD_FACE, AttributeSchema, check_labels, texts
 from .artifacts import Artifact
-from .errors import DataError, ShapeError
+from .errors import DataError, GroupError, ShapeError
 from .identities import check_embeddings
 from .reports import markdown_table
 from .tables import to_frame
@@ -275,12 +276,17 @@ def train_mac(
             than ten identities, attributes without a face of both classes to train on, settings out of range.
     """
     _check_embeddings(embeddings, "embeddings")
+    if not isinstance(schema, AttributeSchema):
+        got = type(schema).__name__
+        raise GroupError("the columns of labels need a schema", expected="AttributeSchema(('Male', …))", got=got)
     check_labels(labels, schema)
     rows, people = _split(embeddings, labels, identities, validation, seed)
-    ranges = {"hidden": hidden, "branch": branch, "epochs": epochs, "batch_size": batch_size - 1, "lr": lr}
-    if min(ranges.values()) <= 0 or not 0 <= dropout < 1 or weight_decay < 0:
-        got = {**ranges, "batch_size": batch_size, "dropout": dropout, "weight_decay": weight_decay}
-        raise DataError("settings out of range", expected="positive, batch_size ≥ 2, 0 ≤ dropout < 1", got=got)
+    whole = {"hidden": hidden, "branch": branch, "epochs": epochs, "batch_size": batch_size}
+    integers = all(isinstance(x, Integral) and x > 0 for x in whole.values()) and batch_size > 1
+    if not integers or not lr > 0 or not 0 <= dropout < 1 or not weight_decay >= 0:
+        got = {**whole, "lr": lr, "dropout": dropout, "weight_decay": weight_decay}
+        expected = "whole numbers ≥ 1, batch_size ≥ 2, lr > 0, 0 ≤ dropout < 1"
+        raise DataError("settings out of range", expected=expected, got=got)
     device = embeddings.device if device is None else torch.device(device)
     train, calibrate, test = (part.to(embeddings.device) for part in rows)
     counts = torch.stack([(labels[train.to(labels.device)] == sign).sum(0) for sign in (1, -1)]).cpu()

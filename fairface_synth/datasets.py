@@ -8,7 +8,6 @@ is "unknown", and counted.
 from __future__ import annotations
 
 import difflib
-import operator
 import os
 import re
 from collections import Counter
@@ -24,8 +23,8 @@ from torch import Tensor
 
 from .annotation import MAAD_FACE, AttributeSchema
 from .errors import DataError, GroupError, ShapeError
+from .face_files import as_indices, as_size, as_slice, folders_in, list_images, read_image, relative
 from .groups import UNSURE, Groups
-from .models.pretrained import resize
 from .reports import markdown_table
 from .tables import Table, read_table
 
@@ -33,7 +32,6 @@ UNKNOWN = "unknown"
 RACES = ("asian", "black", "white", "indian", "hispanic", "middleeastern", UNKNOWN)
 GENDERS = ("male", "female", UNKNOWN)
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _VOCABULARY = {"race": RACES, "gender": GENDERS}
 _NO_ANSWER = dict.fromkeys(("", "unknown", "unkown", "none", "nan", "na", "other", "others"), UNKNOWN)
 _WORDS: dict[str, dict[str, str]] = {  # what sources say, by `_plain`, and what it is called here
@@ -54,7 +52,6 @@ _WORDS: dict[str, dict[str, str]] = {  # what sources say, by `_plain`, and what
     },
 }
 _RACE_FOLDERS = ("african", "asian", "caucasian", "indian")
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation → PIL.Image.Transpose
 
 
 # --- a set ----------------------------------------------------------------------------------------------------------
@@ -96,13 +93,16 @@ class FaceSet:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        columns = {"paths": self.paths, "identities": self.identities, **self.labels}
+        if bad := [name for name, values in columns.items() if isinstance(values, str)]:
+            raise DataError("a column is a sequence of texts", expected="('a.png', 'b.png')", got=f"{bad[0]}= one text")
         labels = {name: tuple(values) for name, values in self.labels.items()}
         words = {name: tuple(self.vocabulary.get(name) or sorted(set(values))) for name, values in labels.items()}
         who = None if self.identities is None else tuple(self.identities)
-        columns = {"root": Path(self.root), "paths": tuple(self.paths), "identities": who}
-        columns |= {"labels": labels, "vocabulary": words, "size": _size(self.size)}
-        for column, value in columns.items():
-            object.__setattr__(self, column, value)
+        fields = {"root": Path(self.root), "paths": tuple(self.paths), "identities": who}
+        fields |= {"labels": labels, "vocabulary": words, "size": as_size(self.size)}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
         _check_set(self)
 
     def __len__(self) -> int:
@@ -154,9 +154,9 @@ class FaceSet:
         Raises:
             DataError: an empty slice, a file that is missing or damaged (named), images that differ in size.
         """
-        paths, size = self.paths[_slice(start, stop, len(self))], self.size if size is None else _size(size)
+        paths, size = self.paths[as_slice(start, stop, len(self))], self.size if size is None else as_size(size)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders release Python's lock
-            images = list(pool.map(lambda path: _read_image(self.root / path, size), paths))
+            images = list(pool.map(lambda path: read_image(self.root / path, size), paths))
         odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
         if odd is not None:
             raise DataError(
@@ -175,7 +175,7 @@ class FaceSet:
             DataError: no faces, indices out of range.
             ShapeError: not a list of indices, or a mask of another length.
         """
-        rows = _indices(indices, len(self))
+        rows = as_indices(indices, len(self))
         picked = rows.tolist()
         return replace(
             self,
@@ -304,9 +304,9 @@ def read_faces(
         schema=found.schema,
         vocabulary=words,
         notes=(*found.notes, *notes, *_repeats(found.paths)),
-        size=_size(size),
+        size=as_size(size),
     )
-    return faces if missing is None else _look_for_files(faces, missing)
+    return faces if missing is None else look_for_files(faces, missing)
 
 
 def read_maad_labels(
@@ -411,7 +411,7 @@ def _not_understood(label: str, strange: Counter[str]) -> list[str]:
     return [said] if strange else []
 
 
-def _look_for_files(faces: FaceSet, missing: str) -> FaceSet:
+def look_for_files(faces: FaceSet, missing: str) -> FaceSet:
     """Look folder by folder: a listing per folder is much faster than asking for each of millions of files."""
     there: dict[str, set[str]] = {}
     exists = np.empty(len(faces), dtype=bool)
@@ -478,11 +478,11 @@ class _Layout:
 
 
 def _read_folder(request: _Request) -> _Found:
-    return _Found(_list_images(request.root))
+    return _Found(list_images(request.root))
 
 
 def _read_identities(request: _Request) -> _Found:
-    paths = _list_images(request.root)
+    paths = list_images(request.root)
     return _Found(paths, _parents(paths, request.root))
 
 
@@ -519,7 +519,7 @@ def _fairface_images(root: Path) -> str:
 
 
 def _read_utkface(request: _Request) -> _Found:
-    paths = _list_images(request.root)
+    paths = list_images(request.root)
     races, genders = ("White", "Black", "Asian", "Indian", "Others"), ("male", "female")
     labels: dict[str, list[str]] = {"race": [], "gender": [], "age": []}
     odd = []
@@ -542,13 +542,13 @@ def _read_utkface(request: _Request) -> _Found:
 
 
 def _read_race_folders(request: _Request) -> _Found:
-    base = _race_root(request.root)
-    before = _relative(base, request.root)
+    base = race_root(request.root)
+    before = relative(base, request.root)
     paths: list[str] = []
     identities: list[str] = []
     races: list[str] = []
-    for race in sorted(f for f in _folders_in(base) if f.casefold() in _RACE_FOLDERS):
-        within = _list_images(base / race)
+    for race in sorted(f for f in folders_in(base) if f.casefold() in _RACE_FOLDERS):
+        within = list_images(base / race)
         identities += [who.rpartition("/")[2] for who in _parents(within, base / race)]
         paths += [f"{before}{race}/{path}" for path in within]
         races += [race] * len(within)
@@ -558,18 +558,18 @@ def _read_race_folders(request: _Request) -> _Found:
     return _Found(paths, identities, {"race": races}, notes=notes)
 
 
-def _race_root(root: Path) -> Path:
+def race_root(root: Path) -> Path:
     """The folder that holds African, Asian, …: root itself or, as in test/data, up to two levels below."""
     level = [root]
     for _ in range(3):
-        found = [f for f in level if any(sub.casefold() in _RACE_FOLDERS for sub in _folders_in(f))]
+        found = [f for f in level if any(sub.casefold() in _RACE_FOLDERS for sub in folders_in(f))]
         if len(found) == 1:
             return found[0]
         if found:
             raise DataError(
                 "several sets lie here", expected="one", got=", ".join(map(str, found)), fix="pass one of them as root="
             )
-        level = [f / sub for f in level for sub in _folders_in(f) if sub.casefold() != "txts"]
+        level = [f / sub for f in level for sub in folders_in(f) if sub.casefold() != "txts"]
     raise DataError(
         f"no race folders under {root}", expected="African, Asian, Caucasian, Indian, each with a folder per identity"
     )
@@ -581,7 +581,7 @@ def _read_vggface2(request: _Request) -> _Found:
     paths: list[str] = []
     identities: list[str] = []
     for folder in _vggface2_folders(request.root, request.split):
-        before, within = _relative(folder, request.root), _list_images(folder)
+        before, within = relative(folder, request.root), list_images(folder)
         paths += [before + path for path in within]
         identities += [who.rpartition("/")[2] for who in _parents(within, folder)]
     absent = len(set(identities) - set(gender))
@@ -614,8 +614,8 @@ def _read_maad(request: _Request) -> _Found:
     identities = [file.partition("/")[0] for file in paths]  # spelled as in VGGFace2, whatever the column says
     lies_in: dict[str, str] = {}
     for folder in _vggface2_folders(request.root, request.split):
-        before = _relative(folder, request.root)
-        lies_in |= dict.fromkeys(_folders_in(folder), before)
+        before = relative(folder, request.root)
+        lies_in |= dict.fromkeys(folders_in(folder), before)
     present = np.fromiter((who in lies_in for who in identities), bool, len(identities))
     if not present.any():
         raise DataError(
@@ -737,44 +737,6 @@ def _layout(layout: str, split: str | None, vocabulary: str, missing: str | None
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _list_images(root: Path) -> list[str]:
-    """Images below root, relative to it, sorted within folders; hidden names and __MACOSX are no images."""
-
-    def fail(error: OSError) -> NoReturn:
-        raise DataError(f"cannot look into {error.filename}", got=error) from error
-
-    paths = []
-    for folder, below, files in os.walk(root, onerror=fail, followlinks=True):
-        below[:] = sorted(f for f in below if not _hidden(f) and not _leads_back(folder, f))
-        before = _relative(Path(folder), root)
-        paths += [before + f for f in sorted(files) if f.lower().endswith(_IMAGE_SUFFIXES) and not _hidden(f)]
-    return paths
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _leads_back(folder: str, name: str) -> bool:
-    """Whether a link leads to a folder that it lies in: following it would never end."""
-    path = os.path.join(folder, name)
-    return os.path.islink(path) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path))
-
-
-def _folders_in(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not _hidden(entry.name))
-    except OSError as error:
-        raise DataError(f"cannot look into {folder}", got=error) from error
-
-
-def _relative(folder: Path, root: Path) -> str:
-    """What stands between root and a file in the folder: "" or "a/b/"."""
-    path = os.path.relpath(folder, root).replace(os.sep, "/")
-    return "" if path == "." else f"{path}/"
-
-
 def _parents(paths: Sequence[str], root: Path) -> list[str]:
     """The folder of each file: whom it shows."""
     folders = [path.rpartition("/")[0] for path in paths]
@@ -869,60 +831,6 @@ def _repeats(paths: Sequence[str]) -> tuple[str, ...]:
     return (f"{again} rows repeat a file that is listed above",) if again else ()
 
 
-# --- images ---------------------------------------------------------------------------------------------------------
-
-
-def _read_image(path: Path, size: tuple[int, int] | None) -> Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            pixels = _rgb(_upright(file))
-    except FileNotFoundError as error:
-        fix = 'read_faces(…, missing="drop") leaves such files out'
-        raise DataError("an image is missing", expected=str(path), fix=fix) from error
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        got = f"{type(error).__name__}: {error}"
-        raise DataError(f"cannot read {path}", expected="an image", got=got, fix="replace or leave it out") from error
-    image = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
-    return image if size is None else _fit(image, size)
-
-
-def _upright(image: Any) -> Any:
-    """Turn as the camera held it. A damaged EXIF block says nothing, as none does."""
-    from PIL import Image
-
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:
-        return image
-    return image.transpose(Image.Transpose(_TURNS[orientation])) if orientation in _TURNS else image
-
-
-def _rgb(image: Any) -> np.ndarray:
-    """Pixels [H, W, 3] in 0 … 255, float32."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        grey = np.asarray(image).astype(np.float32) / 257
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"the range of pixels of mode {image.mode!r} is not known; save it with 8 or 16 bits")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"), dtype=np.float32)
-
-
-def _fit(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The largest centred box of this shape, resized: [3, *size]."""
-    height, width = image.shape[1:]
-    scale = min(height / size[0], width / size[1])
-    h, w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    top, left = (height - h) // 2, (width - w) // 2
-    return resize(image[None, :, top : top + h, left : left + w], size)[0]
-
-
 # --- small things ---------------------------------------------------------------------------------------------------
 
 
@@ -946,35 +854,6 @@ def _check_set(faces: FaceSet) -> None:
         raise ShapeError("these are not annotations of this set", expected=f"int8 [{n}, {k}]", got=got)
     if x is not None and k and (int(x.min()) < -1 or int(x.max()) > 1):
         raise DataError("annotations are 1, −1 or 0", expected="-1, 0, 1", got=f"{int(x.min())} … {int(x.max())}")
-
-
-def _slice(start: int, stop: int | None, n: int) -> slice:
-    start, stop = operator.index(start), n if stop is None else operator.index(stop)
-    if not 0 <= start < min(stop, n):
-        raise DataError("no faces in this slice", expected=f"0 ≤ start < stop, start < {n}", got=f"{start} … {stop}")
-    return slice(start, min(stop, n))
-
-
-def _size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ShapeError("not a size", expected="pixels: 224 or (height, width)", got=size)
-    return pair[0], pair[1]
-
-
-def _indices(indices: Iterable[int] | Tensor | np.ndarray, n: int) -> np.ndarray:
-    if isinstance(indices, Tensor):
-        indices = indices.detach().cpu().numpy()
-    rows = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices)
-    if rows.ndim != 1 or (rows.dtype.kind not in "biu" and rows.size) or (rows.dtype.kind == "b" and len(rows) != n):
-        raise ShapeError("not indices", expected=f"integers, or a mask [{n}]", got=f"{rows.dtype} {list(rows.shape)}")
-    rows = np.flatnonzero(rows) if rows.dtype.kind == "b" else rows.astype(np.int64)
-    if not rows.size or rows.min() < 0 or rows.max() >= n:
-        got = f"{rows.min()} … {rows.max()}" if rows.size else "none"
-        raise DataError("no such faces", expected=f"indices 0 … {n - 1}, one at least", got=got)
-    return rows
 
 
 def _pick(values: Sequence[str], rows: Sequence[int]) -> tuple[str, ...]:

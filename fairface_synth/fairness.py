@@ -21,8 +21,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,19 +36,19 @@ from .tables import to_frame
 from .verification import (
     Comparisons,
     Measured,
+    ScoreTable,
     Verification,
-    _absent,
-    _columns,
-    _group_names,
-    _measured_dict,
-    _Table,
-    _tables,
-    _unresolved,
-    _within,
     few_identities,
+    group_names,
     identity_weights,
+    interval_columns,
     measured,
+    measured_dict,
     percentiles,
+    score_tables,
+    why_absent,
+    why_unresolved,
+    within_groups,
 )
 
 AccuracyAt = Literal["best", "threshold"]
@@ -55,7 +57,7 @@ Between = Literal["between_groups", "to_overall"]
 METRICS = ("fmr", "fnmr", "accuracy")
 _FMR_AT_REPORTED = 3
 # What each measure is called, and its value where groups fare alike.
-_MEASURES = {
+MEASURES = {
     "fdr": ("FDR", "1"),
     "ir": ("IR", "1"),
     "garbe": ("GARBE", "0"),
@@ -110,7 +112,7 @@ class Fairness:
     @property
     def measures(self) -> dict[str, Measured]:
         """All measures by their names."""
-        return {name: getattr(self, name) for name in _MEASURES}
+        return {name: getattr(self, name) for name in MEASURES}
 
     def group_min(self) -> dict[str, float]:
         """{metric: smallest over the groups present}."""
@@ -147,10 +149,10 @@ class Fairness:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers: {"measures", "overall", "by_group", "counts", "absent", "threshold", …}."""
         return {
-            "measures": {name: _measured_dict(m) for name, m in self.measures.items()},
-            "overall": {metric: _measured_dict(m) for metric, m in self.overall.items()},
+            "measures": {name: measured_dict(m) for name, m in self.measures.items()},
+            "overall": {metric: measured_dict(m) for metric, m in self.overall.items()},
             "by_group": {
-                metric: {group: _measured_dict(m) for group, m in column.items()}
+                metric: {group: measured_dict(m) for group, m in column.items()}
                 for metric, column in self.by_group.items()
             },
             "counts": self.counts,
@@ -169,7 +171,7 @@ class Fairness:
             columns[key] = [math.nan if row[key] is None else row[key] for row in self.counts.values()]
         for metric in METRICS:
             for group in self.counts:
-                for name, value in _columns(metric, self.by_group[metric].get(group, none)).items():
+                for name, value in interval_columns(metric, self.by_group[metric].get(group, none)).items():
                     columns.setdefault(name, []).append(value)
         return to_frame(columns)
 
@@ -188,7 +190,7 @@ class Fairness:
     def measure_rows(self) -> list[list[str]]:
         """The rows of the measures' table: measure, value with interval, fair value, limit of chance."""
         rows = []
-        for name, (label, fair) in _MEASURES.items():
+        for name, (label, fair) in MEASURES.items():
             limit = self.by_chance[name]
             rows.append([label, str(getattr(self, name)), fair, "–" if math.isnan(limit) else f"{limit:.3g}"])
         return rows
@@ -252,10 +254,10 @@ def fairness(
     """
     c = _comparisons(scores, mated, group, groups, identities)
     _check(at_fmr, threshold, alpha, accuracy_at, resamples)
-    tables = _tables(c)[:-1]
-    pool = _within(c) if threshold == "within" else tables[0]
+    tables = score_tables(c)[:-1]
+    pool = within_groups(c) if threshold == "within" else tables[0]
     given = float(threshold) if isinstance(threshold, int | float) else None
-    unresolved = "" if given is not None else _unresolved(pool, at_fmr)
+    unresolved = "" if given is not None else why_unresolved(pool, at_fmr)
     rates, thresholds = _rates(tables, pool, at_fmr, given, accuracy_at)
     at, best = (float(t) for t in thresholds[0])
     draws = [_rates(tables, pool, at_fmr, given, accuracy_at, w, at)[0] for w in identity_weights(c, resamples, seed)]
@@ -263,21 +265,24 @@ def fairness(
     no_interval = ("" if resamples else "no intervals were asked for (resamples=0)") or c.missing_identities
     why_not = {"fmr": unresolved, "fnmr": unresolved, "accuracy": unresolved if accuracy_at == "threshold" else ""}
 
+    sides = [(table.trials(mated=True), table.trials(mated=False)) for table in tables]
+
     def figures(row: int) -> dict[str, Measured]:
         table = tables[row]
-        people, missing = table.identities(c), _absent(table.mated, table.non_mated)
+        missing = why_absent(table.mated, table.non_mated)
         no_fmr, no_fnmr = "" if table.non_mated else missing, "" if table.mated else missing
-        least = people or 0
+        mated, non_mated = sides[row]
+        few = [few_identities(t.people, which) for t, which in ((mated, "mated"), (non_mated, "non-mated"))]
+        both = mated._replace(made=mated.made + non_mated.made)
         # The FMR's interval is at the τ that is reported; at the one that each draw gives it would be about at_fmr.
-        each = {  # column of the resamples, why there is none, comparisons made and independent at least
-            "fmr": (_FMR_AT_REPORTED, no_fmr, (table.non_mated, least // 2)),
-            "fnmr": (1, no_fnmr, (table.mated, least)),
-            "accuracy": (2, missing, (table.mated + table.non_mated, least)),
+        each = {  # column of the resamples, why there is none, why there is no interval, what is behind it
+            "fmr": (_FMR_AT_REPORTED, no_fmr, few[1], non_mated),
+            "fnmr": (1, no_fnmr, few[0], mated),
+            "accuracy": (2, missing, few[0] or few[1], both),
         }
         found = {}
-        for k, (metric, (column, lacking, trials)) in enumerate(each.items()):
-            draw = None if spread is None else spread[:, row, column]
-            reason = no_interval or few_identities(people)
+        for k, (metric, (column, lacking, reason, trials)) in enumerate(each.items()):
+            draw, reason = None if spread is None else spread[:, row, column], no_interval or reason
             found[metric] = measured(float(rates[0, row, k]), draw, why_not[metric] or lacking, reason, trials)
         return found
 
@@ -287,12 +292,12 @@ def fairness(
     for row, name in enumerate(c.names, 1):
         t = tables[row]
         counts[name] = {"identities": t.identities(c), "mated": t.mated, "non_mated": t.non_mated}
-        if reason := _absent(t.mated, t.non_mated):
+        if reason := why_absent(t.mated, t.non_mated):
             absent[name] = reason
         else:
             present.append(row)
     by_row = {row: figures(row) for row in (0, *present)}
-    fewest = min((counts[c.names[row - 1]]["identities"] or 0 for row in present), default=0)
+    fewest = min((t.people or 0 for row in present for t in sides[row]), default=0)
     reason = no_interval or few_identities(fewest)
     spread = None if spread is None else spread[:, present, :3]
     measures = _summary(rates[:, present, :3], spread, alpha, why_not, reason)
@@ -329,6 +334,7 @@ def _comparisons(
             "fairness of what?",
             expected="fairness(scores, mated, group), tensors and one group per comparison; or fairness(verification)",
             got=f"a {type(scores).__name__}" if not isinstance(scores, Tensor) else "no mated, or no group",
+            fix="torch.as_tensor(scores)" if hasattr(scores, "__len__") else None,
         )
     else:
         ids, names = _group_ids(group, groups, scores.device)
@@ -341,11 +347,20 @@ def _comparisons(
 def _group_ids(
     group: Tensor | Sequence[str | None], groups: Groups | Sequence[str] | None, device: torch.device
 ) -> tuple[Tensor, tuple[str, ...]]:
+    if isinstance(group, str):
+        raise GroupError("one group per comparison, please", expected="a list of names", got=repr(group[:40]))
+    if not isinstance(group, Tensor):
+        group = list(group)
+        if group and all(isinstance(g, Integral) for g in group):  # of an array, or a list
+            group = torch.as_tensor(np.array(group, dtype=np.int64), device=device)
     if isinstance(group, Tensor):
-        return group, _group_names(groups, group)
-    listed = [None if g is None or g == "" else str(g) for g in group]
+        return group, group_names(groups, group)
+    # A missing name (None, NaN of a frame) differs from itself, or is empty.
+    listed = [None if g is None or g == "" or g != g else g for g in group]
+    if odd := [g for g in listed if not (g is None or isinstance(g, str))]:
+        raise GroupError("groups have names", expected="text, or None", got=f"{odd[0]!r}, a {type(odd[0]).__name__}")
     found = sorted({g for g in listed if g is not None})
-    names = _group_names(found if groups is None else groups, group)
+    names = group_names(found if groups is None else groups, group)
     unknown = [g for g in found if g not in names]
     if unknown:
         raise GroupError("unknown groups", expected=", ".join(names), got=", ".join(unknown))
@@ -367,8 +382,8 @@ def _check(at_fmr: float, threshold: object, alpha: float, accuracy_at: str, res
 
 
 def _rates(
-    tables: list[_Table],
-    pool: _Table,
+    tables: list[ScoreTable],
+    pool: ScoreTable,
     at_fmr: float,
     given: float | None,
     accuracy_at: str,
@@ -393,7 +408,7 @@ def _rates(
 # ---------------------------------------------------------------------------------------------- measures
 
 
-def _measures(rates: Tensor, alpha: float) -> dict[str, Tensor]:
+def measures_of(rates: Tensor, alpha: float) -> dict[str, Tensor]:
     """Each measure [B] of the FMR, FNMR and accuracy [B, G, 3] of G ≥ 2 groups."""
     low, high, n = rates.amin(1), rates.amax(1), rates.shape[1]
     gap, ratio = high - low, high / low
@@ -429,16 +444,16 @@ def _summary(
     """The measures with their intervals, or why there are none, and the limits of chance."""
     if rates.shape[1] < 2:
         reason = f"groups are compared, and {'only one is' if rates.shape[1] else 'none is'} present"
-        return dict.fromkeys(_MEASURES, (Measured(math.nan, reason=reason), math.nan))
-    values = _measures(rates, alpha)
+        return dict.fromkeys(MEASURES, (Measured(math.nan, reason=reason), math.nan))
+    values = measures_of(rates, alpha)
     # Where groups are equal: the resamples, moved so that each group's mean is the mean of all groups.
     draws = None
     if spread is not None:
         equal = (spread - rates + rates.mean(1, keepdim=True)).clamp(0, 1)
-        draws = _measures(spread, alpha), _measures(equal, alpha)
+        draws = measures_of(spread, alpha), measures_of(equal, alpha)
     weighted = tuple(k for k, weight in enumerate((alpha, 1 - alpha)) if weight > 0)
     result = {}
-    for name in _MEASURES:
+    for name in MEASURES:
         value, uses = float(values[name]), _USES.get(name, weighted)
         reason = next((why_not[METRICS[k]] for k in uses if why_not[METRICS[k]]), "")
         reason = reason or ("" if math.isfinite(value) else _undefined(name, rates[0], uses))
@@ -455,7 +470,7 @@ def _undefined(name: str, rates: Tensor, uses: Sequence[int]) -> str:
         return "SER: the smallest error of a group is 0"
     zero = [METRICS[k].upper() for k in uses if float(rates[:, k].amin() if name == "ir" else rates[:, k].amax()) == 0]
     which = "smallest" if name == "ir" else "largest"
-    return f"{_MEASURES[name][0]}: the {which} {' and '.join(zero)} of a group is 0"
+    return f"{MEASURES[name][0]}: the {which} {' and '.join(zero)} of a group is 0"
 
 
 def _interval(name: str, value: float, draws: Tensor, equal: Tensor) -> tuple[Measured, float]:
@@ -469,7 +484,7 @@ def _interval(name: str, value: float, draws: Tensor, equal: Tensor) -> tuple[Me
     known = torch.where(equal.isnan(), math.inf, sign * equal).sort().values  # 0 / 0: no limit
     limit = sign * float(known[math.ceil(0.95 * (len(known) - 1))])
     if sign * value <= sign * limit:
-        fair = float(_MEASURES[name][1])
+        fair = float(MEASURES[name][1])
         low, high = min(low, fair), max(high, fair)
     return Measured(value, low, high), limit
 
@@ -489,3 +504,7 @@ def _notes(f: Fairness, c: Comparisons, unresolved: str, pool: str, accuracy_at:
     if not all(math.isnan(limit) for limit in f.by_chance.values()):
         notes.append("By chance: where groups are equal, a measure is fairer than this in 95 % of resamples.")
     return tuple(notes)
+
+
+# `recognition` still calls these so.
+_MEASURES, _measures = MEASURES, measures_of

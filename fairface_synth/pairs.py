@@ -22,23 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .datasets import (
-    GENDERS,
-    RACES,
-    UNKNOWN,
-    FaceSet,
-    _fit,
-    _folders_in,
-    _indices,
-    _look_for_files,
-    _race_root,
-    _relative,
-    _rgb,
-    _size,
-    _slice,
-    _upright,
-)
+from .datasets import GENDERS, RACES, UNKNOWN, FaceSet, look_for_files, race_root
 from .errors import DataError, FairFaceError, GroupError, ShapeError
+from .face_files import as_indices, as_size, as_slice, fit, folders_in, relative, rgb, upright
 from .groups import Groups
 from .models.safe_pickle import Budget, Captured, Resolver, read_pickle
 from .reports import markdown_table
@@ -90,8 +76,8 @@ class PackedFaces:
         Raises:
             DataError: an empty slice, an entry that is no image (its number is given), images that differ in size.
         """
-        rows = range(len(self))[_slice(start, stop, len(self))]
-        size = self.size if size is None else _size(size)
+        rows = range(len(self))[as_slice(start, stop, len(self))]
+        size = self.size if size is None else as_size(size)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders release Python's lock
             images = list(pool.map(lambda row: self._decode(row, size), rows))
         odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
@@ -109,16 +95,16 @@ class PackedFaces:
 
         try:
             with Image.open(io.BytesIO(self.data[row]), formats=_FORMATS) as file:
-                pixels = _rgb(_upright(file))
+                pixels = rgb(upright(file))
         except Exception as error:  # a damaged file can make a decoder raise anything
             got = f"{type(error).__name__}: {error}"
             raise DataError(f"cannot read face {row} of {self.name}", expected=", ".join(_FORMATS), got=got) from error
         image = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
-        return image if size is None else _fit(image, size)
+        return image if size is None else fit(image, size)
 
     def subset(self, indices: Iterable[int] | Tensor | np.ndarray) -> PackedFaces:
         """The faces at these indices in this order, or those a mask [n] is true for."""
-        rows = _indices(indices, len(self)).tolist()
+        rows = as_indices(indices, len(self)).tolist()
         return replace(self, data=tuple(self.data[i] for i in rows))
 
 
@@ -248,7 +234,7 @@ class PairSet:
             DataError: no pairs, indices out of range.
             ShapeError: not a list of indices, or a mask of another length.
         """
-        rows = torch.from_numpy(_indices(indices, len(self))).to(self.pairs.device)
+        rows = torch.from_numpy(as_indices(indices, len(self))).to(self.pairs.device)
         needed, places = self.pairs[rows].unique(return_inverse=True)
         folds = None if self.folds is None else self.folds[rows]
         return replace(
@@ -332,10 +318,10 @@ def read_pairs(
     if not root.is_dir():
         raise DataError("no such folder", expected=f"the folder of a set, laid out as {layout!r}", got=str(root))
     if layout == "bin":
-        return _read_bin(_packed_file(root, pairs), _size(size), name)
+        return _read_bin(_packed_file(root, pairs), as_size(size), name)
     found = _LAYOUTS[layout](_Request(root, pairs, suffix, columns or {}))
     name = name or (Path(pairs).stem if layout == "list" and isinstance(pairs, str | os.PathLike) else layout)
-    set_ = _assemble(found, name, root, faces, _size(size))
+    set_ = _assemble(found, name, root, faces, as_size(size))
     return set_ if missing is None else _look(set_, missing)
 
 
@@ -438,7 +424,7 @@ def _unbalanced(mated: np.ndarray, folds: np.ndarray) -> Iterator[str]:
 def _look(found: PairSet, missing: str) -> PairSet:
     """Look for the images; `missing` as in `read_pairs`."""
     assert isinstance(found.faces, FaceSet)
-    faces = _look_for_files(found.faces, missing)
+    faces = look_for_files(found.faces, missing)
     if len(faces) == len(found.faces):
         return replace(found, faces=faces)
     there = set(faces.paths)
@@ -520,9 +506,9 @@ def _ten_folds(mated: np.ndarray) -> np.ndarray | None:
 
 def _read_rfw(request: _Request) -> _Listed:
     """txts/<Race>/<Race>_pairs.txt: 6,000 lines a race in LFW's form, without a header; data/<Race>/<who>/<image>."""
-    lists, images = _rfw_lists(request), _race_root(request.root)
-    before = _relative(images, request.root)
-    folders = {folder.casefold(): folder for folder in _folders_in(images)}
+    lists, images = _rfw_lists(request), race_root(request.root)
+    before = relative(images, request.root)
+    folders = {folder.casefold(): folder for folder in folders_in(images)}
     paths: list[str] = []
     who: list[str] = []
     races: list[str] = []
@@ -939,8 +925,8 @@ def _holder(root: Path, folder: str) -> str:
                 "several sets lie here", expected="one", got=got, fix="pass one of them as root=, and pairs="
             )
         if found:
-            return _relative(found[0], root)
-        level = [place / sub for place in level for sub in _folders_in(place)]
+            return relative(found[0], root)
+        level = [place / sub for place in level for sub in folders_in(place)]
     return ""
 
 

@@ -6,16 +6,16 @@ which people are in the test set. An interval that holds only one of them is too
 
     θ̄ = mean_s θ_s,   SE² = var_s(θ_s)/S + var_b(θ̄_b),   interval = θ̄ ± t · SE,
 
-where θ̄_b is the mean over the seeds when the test's identities are drawn again (bootstrap b, the same draw for all runs),
-and t has the degrees of freedom of Satterthwaite's approximation (1946): few seeds that differ much make it wide.
-Differences between regimes are the same with θ_s the difference of two runs of one seed: the difficulty of the test's
-people, which all runs share, drops out.
+where θ̄_b is the mean over the seeds when the test's identities are drawn again (bootstrap b, the same draw for all
+runs), and t has the degrees of freedom of Satterthwaite's approximation (1946): few seeds that differ much make it
+wide. Differences between regimes are the same with θ_s the difference of two runs of one seed: the difficulty of the
+test's people, which all runs share, drops out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +154,7 @@ def compare_runs(
     for regime, seeds in runs.items():
         each = [_figures(run.comparisons, fmr, alpha, weights) for run in seeds]
         values[regime] = torch.stack([value for value, _ in each])
-        draws[regime] = None if no_interval else torch.stack([drawn for _, drawn in each])
+        draws[regime] = None if no_interval else torch.stack([drawn for _, drawn in each if drawn is not None])
 
     def summed(value: Tensor, drawn: Tensor | None) -> dict[str, Measured]:
         each = enumerate(zip(names, reasons, strict=True))
@@ -163,13 +163,16 @@ def compare_runs(
             for k, (name, reason) in each
         }
 
+    def level(regime: str) -> dict[str, Measured]:
+        return {name: _in_range(name, m) for name, m in summed(values[regime], draws[regime]).items()}
+
     def gap(regime: str) -> tuple[Tensor, Tensor | None]:
         mine, other = draws[regime], draws[baseline]
         return values[regime] - values[baseline], None if mine is None or other is None else mine - other
 
     count = len(runs[baseline])
     return RunComparison(
-        figures={regime: summed(values[regime], draws[regime]) for regime in runs},
+        figures={regime: level(regime) for regime in runs},
         differences={regime: summed(*gap(regime)) for regime in runs if regime != baseline},
         per_seed={r: {n: tuple(v[:, k].tolist()) for k, n in enumerate(names)} for r, v in values.items()},
         baseline=baseline,
@@ -201,7 +204,7 @@ def _figures(
         sums = [table.sums(w) for table in tables]
         best = tables[0].most_accurate(sums[0])
         accuracy = _rows(1 - (t.fmr(s, best) + t.fnmr(s, best)) / 2 for t, s in zip(tables, sums, strict=True))
-        columns = []
+        columns: list[Tensor] = []
         for f in fmr:
             at = tables[0].threshold(sums[0], f)
             false_match = _rows(t.fmr(s, at) for t, s in zip(tables, sums, strict=True))
@@ -217,7 +220,7 @@ def _figures(
     return under(None)[0], torch.cat(drawn) if drawn else None
 
 
-def _rows(columns: Any) -> Tensor:
+def _rows(columns: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(columns), dim=1)
 
 
@@ -243,6 +246,12 @@ def _over_seeds(value: Tensor, drawn: Tensor | None, people: int, why_not: str, 
     freedom = variance**2 / (of_seeds**2 / max(1, seeds - 1) + of_people**2 / max(1, people - 1))
     reach = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
     return Measured(mean, mean - reach, mean + reach)
+
+
+def _in_range(name: str, m: Measured) -> Measured:
+    """The interval cut where the figure ends: ratios begin at 1, all others are shares."""
+    low, high = (1.0, math.inf) if name.startswith(("IR", "SER")) else (0.0, 1.0)
+    return m if math.isnan(m.low) else m._replace(low=max(m.low, low), high=min(m.high, high))
 
 
 def _notes(

@@ -9,7 +9,7 @@ all of it) contributes 0 and no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, get_args
 
@@ -105,8 +105,9 @@ def score_alignment_loss(
     """
     _check_choice(kind, Distance, "kind")
     _check_choice(pairs, Pairs, "pairs")
-    if not bandwidths or min(bandwidths) < 0.01:
-        raise DataError("bandwidths of Gaussian kernels", expected="numbers ≥ 0.01", got=list(bandwidths))
+    strange = not isinstance(bandwidths, Sequence) or not all(0.01 <= sigma < math.inf for sigma in bandwidths)
+    if strange or not bandwidths:
+        raise DataError("bandwidths of Gaussian kernels", expected="a list of numbers ≥ 0.01", got=repr(bandwidths))
     every = _pairs(embeddings, identity, group_ids, num_groups)
     slots = [every.slot(mated) for name, mated in _MATED.items() if pairs in ("both", name)]
     if kind == "mmd":
@@ -197,14 +198,17 @@ def group_dro(
         group_counts: training samples of each group [G]; needed where C > 0.
         device: where the losses will be; by default that of `group_counts`, or the CPU.
     """
-    if num_groups < 1 or not (math.isfinite(adjustment) and adjustment >= 0):
+    if not isinstance(num_groups, int) or num_groups < 1 or not (math.isfinite(adjustment) and adjustment >= 0):
         got = f"num_groups={num_groups}, adjustment={adjustment}"
         raise DataError("a setting is out of range", expected="num_groups ≥ 1, adjustment ≥ 0", got=got)
+    if group_counts is not None and (not isinstance(group_counts, Tensor) or group_counts.shape != (num_groups,)):
+        sizes = list(group_counts.shape) if isinstance(group_counts, Tensor) else f"a {type(group_counts).__name__}"
+        raise ShapeError("one count per group, please", expected=f"group_counts: tensor [{num_groups}]", got=sizes)
     extra = torch.zeros(num_groups, device=device if group_counts is None else group_counts.device)
     if adjustment:
-        if group_counts is None or group_counts.shape != (num_groups,):
-            shape = None if group_counts is None else list(group_counts.shape)
-            raise ShapeError("C/√n_g needs the groups' sizes", expected=f"group_counts [{num_groups}]", got=shape)
+        if group_counts is None:
+            expected = f"group_counts: tensor [{num_groups}]"
+            raise ShapeError("C/√n_g needs the groups' sizes", expected=expected, got="none")
         if has_values(group_counts) and not bool((group_counts > 0).all()):
             raise DataError("a group without samples", expected="counts > 0", got=group_counts.tolist())
         extra = adjustment / group_counts.to(extra.dtype).sqrt()
@@ -234,6 +238,10 @@ def worst_group_loss(
     Raises:
         ShapeError, GroupError, DataError: shapes, devices or ids that do not fit, NaN (on the CPU), step_size < 0.
     """
+    _check_tensors({"losses": losses, "group_ids": group_ids})
+    if not isinstance(state, GroupDRO):
+        fix = "state = group_dro(G), then: loss, state = worst_group_loss(losses, group_ids, state)"
+        raise DataError("the weights are missing", expected="a GroupDRO", got=f"a {type(state).__name__}", fix=fix)
     groups = len(state.log_weights)
     if losses.ndim != 1 or not losses.is_floating_point() or group_ids.shape != losses.shape:
         raise ShapeError(
@@ -245,8 +253,8 @@ def worst_group_loss(
     if state.log_weights.device != losses.device:
         got = f"{state.log_weights.device}, losses on {losses.device}"
         raise ShapeError("the weights are on another device", expected="one device", got=got, fix="state.to(device)")
-    if not step_size >= 0:
-        raise DataError("a step size is not negative", expected="≥ 0", got=step_size)
+    if not 0 <= step_size < math.inf:
+        raise DataError("a step size is not negative", expected="finite, ≥ 0", got=step_size)
     check_ids(group_ids, groups)
     _check_finite(losses, "losses")
     losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
@@ -318,10 +326,11 @@ def _pairs(embeddings: Tensor, identity: Tensor, group_ids: Tensor, num_groups: 
 def _slots(group_ids: Tensor, num_groups: int | None) -> tuple[Tensor, int]:
     """Each row's place among the groups, and how many places there are; that number itself for rows of −1."""
     if num_groups is None:
+        check_ids(group_ids, 2**62)
         groups = max(1, len(group_ids))
         return torch.where(group_ids < 0, groups, _numbered(group_ids)), groups
-    if num_groups < 1:
-        raise DataError("there must be groups", expected="num_groups ≥ 1", got=num_groups)
+    if not isinstance(num_groups, int) or num_groups < 1:
+        raise DataError("there must be groups", expected="num_groups: a whole number ≥ 1", got=num_groups)
     check_ids(group_ids, num_groups)
     return torch.where(group_ids < 0, num_groups, group_ids), num_groups
 
@@ -346,9 +355,7 @@ def _unit(x: Tensor) -> Tensor:
 
 def _check_batch(embeddings: Tensor, identity: Tensor, group_ids: Tensor) -> None:
     things = {"embeddings": embeddings, "identity": identity, "group_ids": group_ids}
-    strange = [f"{name}: {type(x).__name__}" for name, x in things.items() if not isinstance(x, Tensor)]
-    if strange:
-        raise ShapeError("tensors, please", expected="embeddings, identity and group_ids as tensors", got=strange[0])
+    _check_tensors(things)
     integer = all(not x.is_floating_point() and x.dtype != torch.bool for x in (identity, group_ids))
     alike = embeddings.ndim == 2 and identity.shape == group_ids.shape == embeddings.shape[:1]
     if not (integer and alike and embeddings.is_floating_point()):
@@ -358,6 +365,13 @@ def _check_batch(embeddings: Tensor, identity: Tensor, group_ids: Tensor) -> Non
             got=", ".join(f"{list(x.shape)} {x.dtype}" for x in things.values()),
         )
     _check_finite(embeddings, "embeddings")
+
+
+def _check_tensors(things: Mapping[str, object]) -> None:
+    strange = [f"{name}: a {type(x).__name__}" for name, x in things.items() if not isinstance(x, Tensor)]
+    if strange:
+        expected = f"{', '.join(things)} as tensors"
+        raise ShapeError("tensors, please", expected=expected, got=strange[0], fix="torch.as_tensor(…)")
 
 
 def _check_finite(x: Tensor, what: str) -> None:

@@ -6,6 +6,7 @@ face and its variations, depends on (seed, j) alone: ranks, workers and how far 
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import weakref
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
@@ -120,6 +122,8 @@ def stream(
     generator = _check_source(source, method)
     axes = (axes,) if isinstance(axes, Axis) else None if axes is None else tuple(axes)
     _check_settings(batch_size, images_per_identity, axes, perturbation, candidates, seed, rank, world_size, prefetch)
+    if not math.isfinite(truncation_psi):
+        raise DataError("truncation is a number", expected="truncation_psi, for example 0.7", got=truncation_psi)
     screen = getattr(source, "screen", None) if method == "screen" else None
     if screen is not None and truncation_psi != 1.0:
         expected = f"truncation_psi=1.0 here; the bank has ψ = {screen.truncation_psi}"
@@ -211,6 +215,8 @@ class SyntheticStream(IterableDataset[SyntheticBatch]):
         Raises:
             DataError: settings that differ; the batches would.
         """
+        if not isinstance(state, Mapping):
+            raise DataError("this is no state", expected="what state_dict() gave", got=f"a {type(state).__name__}")
         mine = self.state_dict()
         differ = [k for k in mine if k != "step" and state.get(k) != mine[k]]
         step = state.get("step")
@@ -225,8 +231,8 @@ class SyntheticStream(IterableDataset[SyntheticBatch]):
 
     def seek(self, step: int) -> None:
         """Make batch `step` of this rank the next one; costs nothing."""
-        if step < 0:
-            raise DataError("batches are counted from 0", expected="step ≥ 0", got=step)
+        if not isinstance(step, int) or step < 0:
+            raise DataError("batches are counted from 0", expected="a whole number ≥ 0", got=step)
         self.close()
         self.step = step
 
@@ -274,7 +280,8 @@ class _Recipe:
             "images_per_identity": self.images_per_identity,
             "method": "gaussian" if self.screen is None else "screen",
             "cycle": self.cycle.tolist(),
-            "variations": self.perturbation if self.axes is None else sum(len(_steps(axis)) for axis in self.axes),
+            "perturbation": self.perturbation if self.axes is None else None,
+            "axes": None if self.axes is None else [[axis.kind, *_steps(axis).tolist()] for axis in self.axes],
             "candidates": self.candidates,
             "truncation_psi": self.truncation_psi,
         }
@@ -300,7 +307,11 @@ class _Recipe:
     def _faces(self, ids: Tensor, number: Tensor) -> Tensor:
         """w [n, *shape] of people by number, those beyond the shown identities included."""
         if self.screen is None:
-            return self.source.latents(ids, FIRST_INDEX + number, self.seed, self.truncation_psi)
+            w = self.source.latents(ids, FIRST_INDEX + number, self.seed, self.truncation_psi)
+            if not isinstance(w, Tensor) or w.ndim < 2 or len(w) != len(ids):
+                got = list(w.shape) if isinstance(w, Tensor) else f"a {type(w).__name__}"
+                raise ShapeError("the source must give one w a face", expected=[len(ids), "…"], got=got)
+            return w
         return _first_that_passes(self.source, self.screen, ids, number, self.seed, self.candidates)
 
     def _variations(self, w: Tensor, ids: Tensor, identity: Tensor) -> Tensor:
@@ -360,6 +371,8 @@ def _cycle(groups: Groups, spec: Any) -> Tensor:
         if spec.groups != groups:
             raise GroupError("the quota is over other groups", expected=groups, got=spec.groups)
         spec = spec.quota
+    if isinstance(spec, np.ndarray):
+        spec = torch.from_numpy(spec)
     if isinstance(spec, Tensor):
         if spec.shape != (len(groups),) or spec.is_floating_point() or int(spec.min()) < 0 or int(spec.sum()) == 0:
             expected = f"int64 [{len(groups)}], not negative, not all 0"
@@ -479,7 +492,7 @@ def to_recognition_format(
         size: side in pixels.
         crop: share of the shorter side that a central square keeps, in (0, 1].
     """
-    check_images(images)
+    _check_tensor(images)
     if size < 1 or not 0 < crop <= 1:
         raise DataError("a setting is out of range", expected="size ≥ 1, 0 < crop ≤ 1", got=f"{size}, {crop}")
     height, width = images.shape[-2:]
@@ -504,12 +517,15 @@ def augment(
     Returns:
         Like images, clamped to [-1, 1].
     """
-    check_images(images)
-    if not (0 <= flip <= 1 and 0 <= brightness <= 2 and 0 <= contrast <= 1) or numbers.shape != images.shape[:1]:
+    _check_tensor(images)
+    if not isinstance(numbers, Tensor) or numbers.shape != images.shape[:1]:
+        got = list(numbers.shape) if isinstance(numbers, Tensor) else f"a {type(numbers).__name__}"
+        raise ShapeError("one number per image, please", expected=f"numbers: int64 [{len(images)}]", got=got)
+    if not (0 <= flip <= 1 and 0 <= brightness <= 2 and 0 <= contrast <= 1):
         raise DataError(
             "a setting is out of range",
-            expected=f"numbers [{len(images)}], 0 ≤ flip ≤ 1, 0 ≤ brightness ≤ 2, 0 ≤ contrast ≤ 1",
-            got=f"numbers {list(numbers.shape)}, flip={flip}, brightness={brightness}, contrast={contrast}",
+            expected="0 ≤ flip ≤ 1, 0 ≤ brightness ≤ 2, 0 ≤ contrast ≤ 1",
+            got=f"flip={flip}, brightness={brightness}, contrast={contrast}",
         )
     drawn = torch.special.ndtr(normals(seed, numbers.to(images.device), 3, stream=_AUGMENT_STREAM)).to(images.dtype)
     mirrored, shift, factor = drawn.reshape(-1, 3, 1, 1, 1).unbind(1)
@@ -520,6 +536,12 @@ def augment(
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _check_tensor(images: object) -> None:
+    if not isinstance(images, Tensor):
+        raise ShapeError("images are a tensor", expected="float [n, 3, H, W]", got=f"a {type(images).__name__}")
+    check_images(images)
 
 
 def _check_source(source: Any, method: str) -> Generator:
@@ -554,6 +576,11 @@ def _check_settings(
     world_size: int,
     prefetch: int,
 ) -> None:
+    whole = {"batch_size": batch_size, "images_per_identity": k, "candidates": candidates, "seed": seed}
+    whole |= {"rank": rank, "world_size": world_size, "prefetch": prefetch}
+    for name, value in whole.items():
+        if not isinstance(value, int):
+            raise DataError(f"{name} is a whole number", expected="an int", got=repr(value))
     if not 0 <= seed < 2**64:
         raise DataError("seed out of range", expected="0 ≤ seed < 2⁶⁴", got=seed)
     if not 1 <= k <= _MAX_IMAGES or batch_size < 1 or batch_size % k:

@@ -111,6 +111,9 @@ def _names(source: Any) -> list[str]:
 
 
 def _column(name: str, values: Any) -> np.ndarray:
+    if str(getattr(values, "dtype", "")) == "category":
+        values = values.astype(object)  # a pandas categorical holds labels, whatever they look like
+        values = values.where(values.isna(), values.astype(str))
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     elif hasattr(values, "to_numpy"):  # pandas, pyarrow
@@ -120,7 +123,14 @@ def _column(name: str, values: Any) -> np.ndarray:
         raise ShapeError(f"column {name!r} is not one-dimensional", expected="[n]", got=list(column.shape))
     if column.dtype.kind in "biuf":
         return column
-    missing = np.array([x is None or x != x for x in column], dtype=bool)
+    missing = np.array([_is_missing(x) for x in column], dtype=bool)
     if column.dtype == object and all(isinstance(x, int | float | np.number) for x in column[~missing]):
         return np.where(missing, np.nan, column).astype(np.float64)
     return np.where(missing, "", column).astype(str)
+
+
+def _is_missing(x: Any) -> bool:
+    try:
+        return x is None or bool(x != x)
+    except TypeError:  # pandas' NA is neither equal nor unequal
+        return True

@@ -11,9 +11,8 @@ overall figures alone.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -23,8 +22,8 @@ from torch import Tensor
 from .artifacts import has_values
 from .errors import DataError, GroupError, ShapeError
 from .groups import UNSURE, Groups, check_ids
-from .identities import _RULE_OF_30, _numbered, _precision, _rows, check_embeddings, impostor_scores
-from .reports import markdown_table, wilson_interval
+from .identities import _RULE_OF_30, _numbered, _rows, check_embeddings, impostor_scores
+from .reports import _Z95, markdown_table, wilson_interval
 from .tables import to_frame
 
 if TYPE_CHECKING:
@@ -54,15 +53,23 @@ def compare(embeddings: Tensor, pairs: Tensor) -> Tensor:
         DataError: embeddings that are not finite unit vectors, rows that do not exist, a face with itself.
         ShapeError: pairs that are not int64 [m, 2] on the embeddings' device.
     """
-    check_embeddings(embeddings)
+    check_vectors(embeddings)
     _check_pairs(pairs, len(embeddings), embeddings.device)
     parts = [(_rows(embeddings, p[:, 0]) * _rows(embeddings, p[:, 1])).sum(1) for p in pairs.split(65536)]
     return torch.cat(parts)
 
 
+def check_vectors(embeddings: object) -> None:
+    """Error unless these are unit vectors in a tensor."""
+    if not isinstance(embeddings, Tensor):
+        fix = "torch.as_tensor(embeddings)"
+        raise ShapeError("embeddings are a tensor", expected="float [n, e]", got=describe(embeddings), fix=fix)
+    check_embeddings(embeddings)
+
+
 def _check_pairs(pairs: Tensor, n: int, device: torch.device) -> None:
     if not isinstance(pairs, Tensor) or pairs.ndim != 2 or pairs.shape[1] != 2 or not _is_integer(pairs):
-        raise ShapeError("these are not pairs", expected="int64 [m, 2], rows of the embeddings", got=_shape(pairs))
+        raise ShapeError("these are not pairs", expected="int64 [m, 2], rows of the embeddings", got=describe(pairs))
     if pairs.device != device:
         raise ShapeError("pairs and embeddings live apart", expected=f"pairs on {device}", got=pairs.device)
     if has_values(pairs) and len(pairs):
@@ -73,11 +80,19 @@ def _check_pairs(pairs: Tensor, n: int, device: torch.device) -> None:
             raise DataError("a face is compared with itself", expected="two different rows in each pair", got="one")
 
 
+def _check_numbers(identities: Tensor) -> None:
+    """No −1, as elsewhere for groups: all faces of unknown identity would be one person."""
+    if has_values(identities) and identities.numel() and int(identities.min()) < 0:
+        fix = "leave out the faces of unknown identity"
+        raise DataError("identities are numbers from 0", expected="≥ 0", got=int(identities.min()), fix=fix)
+
+
 def _is_integer(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
-def _shape(x: object) -> str:
+def describe(x: object) -> str:
+    """Shape and type, for errors."""
     return f"{list(x.shape)} {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
 
 
@@ -90,7 +105,8 @@ class Comparisons:
         mated: bool [m], both faces are of one identity.
         group: int64 [m], the group of both faces; −1 if they are not both in one.
         names: the groups' names.
-        identities: int64 [m, 2], numbered from 0; None where unknown, and then there are no intervals.
+        identities: int64 [m, 2], ≥ 0, of the two faces; large numbers are numbered anew. None where unknown, and then
+            there are no intervals.
         counts: how many comparisons had this score, [m], for the bins of a histogram; None: one.
         weights: how many comparisons each stands for, float64 [m], where only a random part was made; None: as
             `counts`.
@@ -107,21 +123,23 @@ class Comparisons:
     def __post_init__(self) -> None:
         scores, mated, group = self.scores, self.mated, self.group
         if not isinstance(scores, Tensor) or scores.ndim != 1 or not scores.is_floating_point() or not len(scores):
-            raise ShapeError("scores are a vector", expected="float [m], m ≥ 1", got=_shape(scores))
+            raise ShapeError("scores are a vector", expected="float [m], m ≥ 1", got=describe(scores))
         m = len(scores)
         if not isinstance(mated, Tensor) or mated.shape != (m,) or mated.dtype != torch.bool:
-            fix = "mated.bool(), if 1 means the same identity"
+            fix = "torch.as_tensor(mated).bool(), if 1 means the same identity"
             raise ShapeError(
-                "one truth value per score, please", expected=f"mated: bool [{m}]", got=_shape(mated), fix=fix
+                "one truth value per score, please", expected=f"mated: bool [{m}]", got=describe(mated), fix=fix
             )
         if not isinstance(group, Tensor) or group.shape != (m,):
-            raise ShapeError("one group per score, please", expected=f"group: int64 [{m}]", got=_shape(group))
+            raise ShapeError("one group per score, please", expected=f"group: int64 [{m}]", got=describe(group))
         check_ids(group, len(self.names))
         if not bool(scores.isfinite().all()):
             bad = f"{int((~scores.isfinite()).sum())} of {m} are NaN or infinite"
             raise DataError("scores are not finite", expected="numbers", got=bad, fix="check the embeddings")
         if self.identities is not None:
             self._check_identities(self.identities)
+            if int(self.identities.max()) >= 2 * m:  # no table by identity is then longer than that
+                object.__setattr__(self, "identities", _numbered(self.identities.flatten()).view(m, 2))
 
     def _check_identities(self, identities: Tensor) -> None:
         expected = f"identities: int64 [{len(self.scores)}, 2], of the two faces of each comparison"
@@ -130,7 +148,8 @@ class Comparisons:
             or identities.shape != (len(self.scores), 2)
             or not _is_integer(identities)
         ):
-            raise ShapeError("two identities per score, please", expected=expected, got=_shape(identities))
+            raise ShapeError("two identities per score, please", expected=expected, got=describe(identities))
+        _check_numbers(identities)
         wrong = int(((identities[:, 0] == identities[:, 1]) != self.mated).sum())
         if wrong:
             raise DataError(
@@ -243,7 +262,7 @@ class Performance:
     @property
     def absent(self) -> str:
         """Why nothing can be said about this set; "" if something can."""
-        return _absent(self.mated, self.non_mated)
+        return why_absent(self.mated, self.non_mated)
 
     def at(self, fmr: float) -> OperatingPoint:
         """The operating point of a target FMR.
@@ -258,7 +277,8 @@ class Performance:
         raise DataError("no such operating point", expected=targets, got=fmr, fix=f"verify(…, fmr=({fmr:g},))")
 
 
-def _absent(mated: int, non_mated: int) -> str:
+def why_absent(mated: int, non_mated: int) -> str:
+    """Why nothing can be said about a set of so many comparisons; "" if something can."""
     missing = [name for name, n in (("mated", mated), ("non-mated", non_mated)) if not n]
     return f"no {' and no '.join(missing)} comparisons" if missing else ""
 
@@ -307,10 +327,15 @@ class Verification:
                     "group": p.name,
                     "identities": math.nan if p.identities is None else p.identities,
                 }
-                row |= {"mated": p.mated, "non_mated": p.non_mated, **_columns("auc", p.auc), **_columns("eer", p.eer)}
+                row |= {
+                    "mated": p.mated,
+                    "non_mated": p.non_mated,
+                    **interval_columns("auc", p.auc),
+                    **interval_columns("eer", p.eer),
+                }
                 row |= {"accuracy": p.accuracy.value, "accuracy_se": p.accuracy.standard_error}
                 row |= {"target_fmr": point.target, "threshold": point.threshold}
-                row |= {**_columns("fmr", point.fmr), **_columns("tar", point.tar)}
+                row |= {**interval_columns("fmr", point.fmr), **interval_columns("tar", point.tar)}
                 for key, value in row.items():
                     columns.setdefault(key, []).append(value)
         return to_frame(columns)
@@ -338,20 +363,22 @@ def _performance_dict(p: Performance) -> dict[str, Any]:
     points = {
         f"{point.target:g}": {
             "threshold": point.threshold,
-            **{name: _measured_dict(m) for name, m in (("fmr", point.fmr), ("fnmr", point.fnmr), ("tar", point.tar))},
+            **{name: measured_dict(m) for name, m in (("fmr", point.fmr), ("fnmr", point.fnmr), ("tar", point.tar))},
         }
         for point in p.points
     }
     accuracy = {k: v for k, v in p.accuracy._asdict().items() if v not in ("", ())}
     plain = {"identities": p.identities, "mated": p.mated, "non_mated": p.non_mated}
-    return plain | {"auc": _measured_dict(p.auc), "eer": _measured_dict(p.eer), "accuracy": accuracy, "points": points}
+    return plain | {"auc": measured_dict(p.auc), "eer": measured_dict(p.eer), "accuracy": accuracy, "points": points}
 
 
-def _measured_dict(m: Measured) -> dict[str, Any]:
+def measured_dict(m: Measured) -> dict[str, Any]:
+    """{value, low, high, reason}, without an empty reason."""
     return {k: v for k, v in m._asdict().items() if v != ""}
 
 
-def _columns(name: str, m: Measured) -> dict[str, float]:
+def interval_columns(name: str, m: Measured) -> dict[str, float]:
+    """The figure and the ends of its interval, as columns of a table."""
     return {name: m.value, f"{name}_low": m.low, f"{name}_high": m.high}
 
 
@@ -423,8 +450,8 @@ def verify(
         ShapeError: things that do not fit together.
         GroupError: unknown group ids, or ids without names.
     """
-    targets = _check_settings(fmr, threshold, n_pairs, resamples)
-    names = _group_names(groups, group_ids)
+    targets = check_settings(fmr, threshold, n_pairs, resamples)
+    names = group_names(groups, group_ids)
     rng_seed = seed if isinstance(seed, int) else _not_a_seed(seed)
     if scores is not None:
         if embeddings is not None or pairs is not None:
@@ -433,8 +460,8 @@ def verify(
     elif embeddings is None:
         raise DataError("nothing to verify", expected="embeddings, or scores= and mated=", got="neither")
     else:
-        check_embeddings(embeddings)
-        _check_faces(embeddings, identities, group_ids, len(names))
+        check_vectors(embeddings)
+        check_faces(embeddings, identities, group_ids, len(names))
         if pairs is not None:
             made = _from_pairs(embeddings, pairs, mated, names, identities, group_ids)
         elif identities is None or mated is not None or folds is not None:
@@ -450,8 +477,12 @@ def verify(
     return evaluate(made, targets, threshold, folds=folds, resamples=resamples, seed=rng_seed)
 
 
-def _check_settings(fmr: Sequence[float], threshold: str, n_pairs: int, resamples: int) -> tuple[float, ...]:
-    targets = (float(fmr),) if isinstance(fmr, int | float) else tuple(float(f) for f in fmr)
+def check_settings(fmr: Sequence[float], threshold: str, n_pairs: int, resamples: int) -> tuple[float, ...]:
+    """The target FMRs; an error for settings out of range."""
+    try:
+        targets = tuple(torch.as_tensor(fmr, dtype=torch.float64).flatten().tolist())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError("the FMR is a share", expected="a number, or several", got=repr(fmr)) from error
     if not targets or not all(0 < f < 1 for f in targets):
         raise DataError("the FMR is a share", expected="one or more, 0 < fmr < 1", got=list(targets))
     if threshold not in get_args(ThresholdFrom):
@@ -466,11 +497,12 @@ def _not_a_seed(seed: object) -> int:
     raise DataError("the seed is a number", expected="an int", got=f"a {type(seed).__name__}")
 
 
-def _group_names(groups: Groups | Sequence[str] | None, group_ids: object) -> tuple[str, ...]:
+def group_names(groups: Groups | Sequence[str] | None, group_ids: object) -> tuple[str, ...]:
+    """Names of the groups; an error unless they and the ids are both there, or neither."""
     if (groups is None) != (group_ids is None):
         raise GroupError("group ids and their names go together", expected="group_ids= and groups=", got="one of them")
     names = () if groups is None else groups.names if isinstance(groups, Groups) else tuple(groups)
-    if isinstance(groups, str) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+    if isinstance(groups, str | Mapping) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         raise GroupError("groups need different names", expected="Groups, or a list of names", got=repr(groups))
     if groups is not None and (not names or {_OVERALL, _ACROSS} & set(names)):
         raise GroupError(
@@ -479,13 +511,18 @@ def _group_names(groups: Groups | Sequence[str] | None, group_ids: object) -> tu
     return names
 
 
-def _check_faces(embeddings: Tensor, identities: Tensor | None, group_ids: Tensor | None, num_groups: int) -> None:
+def check_faces(embeddings: Tensor, identities: Tensor | None, group_ids: Tensor | None, num_groups: int) -> None:
+    """Error unless identities and group ids fit the embeddings."""
     n, device = len(embeddings), embeddings.device
     for name, labels in (("identities", identities), ("group_ids", group_ids)):
         if labels is None:
             continue
         if not isinstance(labels, Tensor) or labels.shape != (n,) or not _is_integer(labels) or labels.device != device:
-            raise ShapeError(f"one of {name} per face, please", expected=f"int64 [{n}] on {device}", got=_shape(labels))
+            fix = "from names: torch.from_numpy(np.unique(names, return_inverse=True)[1])"
+            expected = f"a tensor, int64 [{n}] on {device}"
+            raise ShapeError(f"one of {name} per face, please", expected=expected, got=describe(labels), fix=fix)
+    if identities is not None:
+        _check_numbers(identities)
     if group_ids is not None:
         check_ids(group_ids, num_groups)
 
@@ -496,7 +533,9 @@ def _from_scores(
     if mated is None:
         raise DataError("which comparisons are mated?", expected="mated=, bool [m]", got="scores alone")
     if not isinstance(scores, Tensor):
-        raise ShapeError("scores are a vector", expected="float tensor [m]", got=_shape(scores))
+        raise ShapeError(
+            "scores are a vector", expected="float tensor [m]", got=describe(scores), fix="torch.as_tensor(scores)"
+        )
     group = torch.full(scores.shape, UNSURE, device=scores.device) if group_ids is None else group_ids
     if isinstance(group, Tensor) and group.ndim == 2 and group.shape == (len(scores), 2):
         check_ids(group, len(names))
@@ -600,10 +639,10 @@ def evaluate(
     seed: int = 0,
 ) -> Verification:
     """`verify` for comparisons that are made already."""
-    c, tables = comparisons, _tables(comparisons)
-    pool = _within(c) if threshold == "within" else tables[0]
+    c, tables = comparisons, score_tables(comparisons)
+    pool = within_groups(c) if threshold == "within" else tables[0]
     own = [t if threshold == "per-group" else pool for t in tables]
-    reasons = [[_unresolved(t, f) for f in fmr] for t in own]
+    reasons = [[why_unresolved(t, f) for f in fmr] for t in own]
     value = _figures(tables, pool, None, fmr, threshold)
     fixed = value[:, :, 2::3]
     draws = [_figures(tables, pool, w, fmr, threshold, fixed) for w in identity_weights(c, resamples, seed)]
@@ -612,14 +651,16 @@ def evaluate(
     results = []
     for row, (table, name) in enumerate(zip(tables, (_OVERALL, *c.names, _ACROSS), strict=True)):
         people = table.identities(c)
-        absent = _absent(table.mated, table.non_mated)
-        reason = no_interval or c.missing_identities or few_identities(people)
+        absent = why_absent(table.mated, table.non_mated)
+        reason = no_interval or c.missing_identities
+        mated, non_mated = table.trials(mated=True), table.trials(mated=False)
+        both = few_identities(mated.people, "mated") or few_identities(non_mated.people, "non-mated")
 
         def figure(
-            k: int, why_not: str, trials: tuple[int, int] | None = None, row: int = row, reason: str = reason
+            k: int, why_not: str, few: str, trials: Trials | None = None, row: int = row, reason: str = reason
         ) -> Measured:
-            resampled = None if spread is None or reason else spread[:, row, k]
-            return measured(float(value[row, k]), resampled, why_not, reason, trials)
+            resampled = None if spread is None or reason or few else spread[:, row, k]
+            return measured(float(value[row, k]), resampled, why_not, reason or few, trials)
 
         points = []
         for i, target in enumerate(fmr):
@@ -630,13 +671,13 @@ def evaluate(
                 OperatingPoint(
                     target,
                     at,
-                    figure(k + 1, unresolved or no_fmr, (table.non_mated, (people or 0) // 2)),
-                    figure(k + 2, unresolved or no_fnmr, (table.mated, people or 0)),
+                    figure(k + 1, unresolved or no_fmr, few_identities(non_mated.people, "non-mated"), non_mated),
+                    figure(k + 2, unresolved or no_fnmr, few_identities(mated.people, "mated"), mated),
                 )
             )
         accuracy = _fold_accuracy(table, c, folds, absent)
         counts = people, table.mated, table.non_mated
-        auc, eer = figure(0, absent), figure(1, absent)
+        auc, eer = figure(0, absent, both), figure(1, absent, both)
         results.append(Performance(name, *counts, auc, eer, accuracy, tuple(points), table.curve()))
     by_group = {p.name: p for p in results[1:-1]}
     across = results[-1] if c.names else None
@@ -664,11 +705,30 @@ def _notes(c: Comparisons, threshold: str, results: list[Performance], folds: Te
     return tuple(notes)
 
 
-def few_identities(people: int | None) -> str:
-    """Why a bootstrap over so many identities is not shown; "" if it is."""
+def few_identities(people: int | None, comparisons: str = "") -> str:
+    """Why a bootstrap over so many identities (of these comparisons) is not shown; "" if it is."""
     if people is None or people >= MIN_IDENTITIES:
         return ""
-    return f"{people} identities are too few for an interval ({MIN_IDENTITIES} or more)"
+    have = f" with {comparisons} comparisons" if comparisons else ""
+    return f"{people} identities{have} are too few for an interval ({MIN_IDENTITIES} or more)"
+
+
+class Trials(NamedTuple):
+    """What is behind an error rate: mated, or non-mated comparisons.
+
+    Attributes:
+        made: comparisons.
+        people: identities in them; None where unknown.
+        even: how many identities with equally many comparisons would vary as much (Kish): fewer than `people` where
+            some have many more than others.
+        least: how many independent comparisons they are worth at least: of mated ones `even`, of non-mated ones, which
+            share each of two identities with others, half of it.
+    """
+
+    made: int
+    people: int | None
+    even: float
+    least: float
 
 
 def measured(
@@ -676,7 +736,7 @@ def measured(
     resampled: Tensor | None,
     why_not: str = "",
     no_interval: str = "",
-    trials: tuple[int, int] | None = None,
+    trials: Trials | None = None,
 ) -> Measured:
     """A figure with its interval, or why there is none.
 
@@ -685,9 +745,9 @@ def measured(
         resampled: the same on each resample [B].
         why_not: why there is no estimate.
         no_interval: why there is no interval.
-        trials: for error rates, how many comparisons were made, and how many of them are independent at least: then
-            Wilson's interval at the number of independent comparisons that has the resamples' variance (as Korn &
-            Graubard 1998), which is not one-sided where errors are few. Otherwise percentiles.
+        trials: for error rates: then Wilson's interval at the number of independent comparisons that has the
+            resamples' variance, lowered for the degrees of freedom of that variance (as Korn & Graubard 1998). It is
+            not one-sided where errors are few. None: percentiles.
     """
     if why_not or math.isnan(value):
         return Measured(math.nan, reason=why_not or "not defined")
@@ -696,12 +756,19 @@ def measured(
     if trials is None:
         low, high = percentiles(resampled)
         return Measured(value, low, high) if low == low else Measured(value, reason="not defined in most resamples")
-    made, least = trials
-    variance = float(resampled[~resampled.isnan()].var())
-    independent = least if not variance > 0 else min(max(least, value * (1 - value) / variance), made)
-    trial = torch.tensor(independent, dtype=torch.float64)
+    known = resampled[~resampled.isnan()]
+    if len(known) < max(2, 0.9 * len(resampled)):
+        return Measured(value, reason="not defined in most resamples")
+    from scipy.special import stdtrit
+
+    variance = float(known.var())
+    effective = trials.least
+    if variance > 0:
+        student = float(stdtrit(max(1.0, trials.even - 1), 0.975))
+        effective = max(effective, value * (1 - value) / variance) * (_Z95 / student) ** 2
+    trial = torch.tensor(min(effective, trials.made), dtype=torch.float64)
     low_end, high_end = wilson_interval(value * trial, trial)
-    return Measured(value, float(low_end), float(high_end))
+    return Measured(value, min(float(low_end), value), max(float(high_end), value))
 
 
 def percentiles(resampled: Tensor) -> tuple[float, float]:
@@ -713,7 +780,8 @@ def percentiles(resampled: Tensor) -> tuple[float, float]:
     return float(known[math.floor(0.025 * last)]), float(known[math.ceil(0.975 * last)])
 
 
-def _unresolved(table: _Table, fmr: float) -> str:
+def why_unresolved(table: ScoreTable, fmr: float) -> str:
+    """Why a table's non-mated comparisons set no threshold (rule of 30); "" if they do."""
     if math.floor(fmr * table.non_mated + 1e-6) >= _RULE_OF_30:
         return ""
     needed = math.ceil(_RULE_OF_30 / fmr)
@@ -721,8 +789,8 @@ def _unresolved(table: _Table, fmr: float) -> str:
 
 
 def _figures(
-    tables: list[_Table],
-    pool: _Table,
+    tables: list[ScoreTable],
+    pool: ScoreTable,
     w: Tensor | None,
     fmr: Sequence[float],
     threshold: str,
@@ -747,7 +815,7 @@ def _figures(
     return torch.stack(rows, dim=1)
 
 
-class _Sums(NamedTuple):
+class WeightSums(NamedTuple):
     """Running sums of weights over the sorted scores, each starting with 0: [B, p + 1] and [B, q + 1]."""
 
     non_mated: Tensor
@@ -782,7 +850,7 @@ class _Weighing(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class ScoreTable:
     """The comparisons of one row of the report, sorted by score: p non-mated and q mated ones.
 
     Attributes:
@@ -809,7 +877,7 @@ class _Table:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, c: Comparisons, order: Tensor, member: Tensor) -> _Table:
+    def of(cls, c: Comparisons, order: Tensor, member: Tensor) -> ScoreTable:
         """From the comparisons in order of their scores, of which those with `member` count."""
         order = order[member[order]]
         mated = c.mated[order]
@@ -826,18 +894,29 @@ class _Table:
             return None
         return len(c.identities[torch.cat((self.non_at, self.mat_at))].unique())
 
-    def sums(self, w: Tensor | None) -> _Sums:
-        """For identity weights [B, I]; None: every identity once, B = 1."""
-        return _Sums(_running(self.non_weight(w, both=True)), _running(self.mat_weight(w, both=False)))
+    def trials(self, *, mated: bool) -> Trials:
+        """What is behind the FNMR (mated), or behind the FMR."""
+        made, weight = (self.mated, self.mat_weight) if mated else (self.non_mated, self.non_weight)
+        if weight.first is None or weight.second is None:
+            return Trials(made, None, made, made)
+        who = weight.first if mated else torch.cat((weight.first, weight.second))
+        each = weight(None, both=True).flatten().repeat(1 if mated else 2)
+        each = torch.bincount(who, each)
+        even = float(each.sum().square() / each.square().sum().clamp_min(1e-300))
+        return Trials(made, int((each > 0).sum()), even, even if mated else even / 2)
 
-    def auc(self, s: _Sums) -> Tensor:
+    def sums(self, w: Tensor | None) -> WeightSums:
+        """For identity weights [B, I]; None: every identity once, B = 1."""
+        return WeightSums(_running(self.non_weight(w, both=True)), _running(self.mat_weight(w, both=False)))
+
+    def auc(self, s: WeightSums) -> Tensor:
         if not len(self.non) or not len(self.mat):
             return _nan(s)
         mated = s.mated.diff(dim=1)
         wins = (s.non_mated[:, self.below] + s.non_mated[:, self.up_to]) / 2
         return (mated * wins).sum(1) / (s.mated[:, -1] * s.non_mated[:, -1])
 
-    def eer(self, s: _Sums) -> Tensor:
+    def eer(self, s: WeightSums) -> Tensor:
         """Where FMR = FNMR on the lines between the ROC's points: at a mated score the FNMR rises from a to b, and the
         FMR falls from c (score ≥) to d (score >)."""
         if not len(self.non) or not len(self.mat):
@@ -852,7 +931,7 @@ class _Table:
         along = (c - a) / ((b - a) + (c - d)).clamp_min(1e-300)
         return torch.where(a >= c, a, a + along * (b - a)).squeeze(1)
 
-    def threshold(self, s: _Sums, fmr: float) -> Tensor:
+    def threshold(self, s: WeightSums, fmr: float) -> Tensor:
         """Just above the highest score that cannot be admitted [B], as a float64 that its dtype can hold."""
         if not len(self.non):
             return _nan(s)
@@ -861,22 +940,26 @@ class _Table:
         highest = self.non[refused.squeeze(1)].to(self.dtype)
         return torch.nextafter(highest, torch.full_like(highest, torch.inf)).double()
 
-    def most_accurate(self, s: _Sums) -> Tensor:
-        """The threshold [B] with the least FMR + FNMR: midway between the lowest score admitted and the next below."""
+    def most_accurate(self, s: WeightSums) -> Tensor:
+        """The threshold [B] with the least FMR + FNMR: midway between the lowest score admitted and the next below,
+        of those with weight."""
         if not len(self.non) or not len(self.mat):
             return _nan(s)
         right = s.non_mated[:, self.below] / s.non_mated[:, -1:] - s.mated[:, self.mat_below] / s.mated[:, -1:]
-        best = right.argmax(1)
+        best = torch.where(s.mated.diff(dim=1) > 0, right, -torch.inf).argmax(1)
         lowest, next_below = self.mat[best], torch.full_like(self.mat[best], -torch.inf)
-        for scores, below in ((self.non, self.below[best]), (self.mat, self.mat_below[best])):
-            next_below = torch.where(below > 0, next_below.maximum(scores[(below - 1).clamp_min(0)]), next_below)
+        sides = (self.non, s.non_mated, self.below[best]), (self.mat, s.mated, self.mat_below[best])
+        for scores, sums, below in sides:
+            # Scores of no weight do not count: those that a resample lacks, and those of the fold that is tested.
+            up_to = torch.searchsorted(sums, sums.gather(1, below.unsqueeze(1))).squeeze(1)
+            next_below = torch.where(up_to > 0, next_below.maximum(scores[(up_to - 1).clamp_min(0)]), next_below)
         return torch.where(next_below.isfinite(), (lowest + next_below) / 2, lowest)
 
-    def fmr(self, s: _Sums, threshold: Tensor) -> Tensor:
+    def fmr(self, s: WeightSums, threshold: Tensor) -> Tensor:
         """Share of the non-mated at or above thresholds [B]; NaN without comparisons or threshold."""
         return _share(s.non_mated[:, -1] - _below(self.non, s.non_mated, threshold), s.non_mated, threshold)
 
-    def fnmr(self, s: _Sums, threshold: Tensor) -> Tensor:
+    def fnmr(self, s: WeightSums, threshold: Tensor) -> Tensor:
         """Share of the mated below thresholds [B]; NaN without comparisons or threshold."""
         return _share(_below(self.mat, s.mated, threshold), s.mated, threshold)
 
@@ -888,19 +971,20 @@ class _Table:
         s = self.sums(None)
         last = torch.nextafter(thresholds[-1:], torch.full_like(thresholds[-1:], torch.inf))
         thresholds = torch.cat((thresholds, last)) if len(thresholds) else thresholds
-        s = _Sums(*(x.expand(len(thresholds), -1) for x in s))
+        s = WeightSums(*(x.expand(len(thresholds), -1) for x in s))
         return ErrorCurve(thresholds.cpu(), self.fmr(s, thresholds).cpu(), self.fnmr(s, thresholds).cpu())
 
 
-def _tables(c: Comparisons) -> list[_Table]:
+def score_tables(c: Comparisons) -> list[ScoreTable]:
     """Overall, each group, and all that is not within a group."""
     order = c.scores.argsort()
     members = [torch.ones_like(c.mated), *(c.group == g for g in range(len(c.names))), c.group < 0]
-    return [_Table.of(c, order, member) for member in members]
+    return [ScoreTable.of(c, order, member) for member in members]
 
 
-def _within(c: Comparisons) -> _Table:
-    return _Table.of(c, c.scores.argsort(), c.group >= 0)
+def within_groups(c: Comparisons) -> ScoreTable:
+    """All comparisons that are within some group."""
+    return ScoreTable.of(c, c.scores.argsort(), c.group >= 0)
 
 
 def _below(scores: Tensor, sums: Tensor, threshold: Tensor) -> Tensor:
@@ -917,7 +1001,7 @@ def _running(weights: Tensor) -> Tensor:
     return sums
 
 
-def _nan(s: _Sums) -> Tensor:
+def _nan(s: WeightSums) -> Tensor:
     return s.mated.new_full((len(s.mated),), torch.nan)
 
 
@@ -975,12 +1059,13 @@ def _identity_folds(c: Comparisons, seed: int) -> Tensor:
     return torch.where(first == second, first, -1)
 
 
-def _fold_accuracy(table: _Table, c: Comparisons, folds: Tensor | None, absent: str) -> FoldAccuracy:
+def _fold_accuracy(table: ScoreTable, c: Comparisons, folds: Tensor | None, absent: str) -> FoldAccuracy:
     """On each fold, with the threshold that is most accurate on the others."""
     if absent or c.counts is not None:
         return FoldAccuracy(math.nan, reason=absent or "a histogram has no folds")
     if folds is not None and (not isinstance(folds, Tensor) or folds.shape != c.scores.shape or not _is_integer(folds)):
-        raise ShapeError("one fold per comparison, please", expected=f"int64 [{len(c.scores)}]", got=_shape(folds))
+        raise ShapeError("one fold per comparison, please", expected=f"int64 [{len(c.scores)}]", got=describe(folds))
+    weights = [weight(None, both=True) for weight in (table.non_weight, table.mat_weight)]
     parts = []
     for at in (table.non_at, table.mat_at):
         listed = at.sort().values
@@ -989,8 +1074,8 @@ def _fold_accuracy(table: _Table, c: Comparisons, folds: Tensor | None, absent: 
         parts.append(stretch[at] if folds is None else folds[at])
     accuracies = []
     for fold in torch.cat(parts)[torch.cat(parts) >= 0].unique().tolist():
-        s = _Sums(*(_running(((f != fold) & (f >= 0)).double()[None]) for f in parts))
-        test = _Sums(*(_running((f == fold).double()[None]) for f in parts))
+        s = WeightSums(*(_running(w * ((f != fold) & (f >= 0))) for w, f in zip(weights, parts, strict=True)))
+        test = WeightSums(*(_running(w * (f == fold)) for w, f in zip(weights, parts, strict=True)))
         if min(float(x[0, -1]) for x in (*s, *test)) == 0:
             reason = f"fold {fold}, or the others, has no mated or no non-mated comparisons"
             return FoldAccuracy(math.nan, reason=reason)
@@ -1003,163 +1088,5 @@ def _fold_accuracy(table: _Table, c: Comparisons, folds: Tensor | None, absent: 
     return FoldAccuracy(float(values.mean()), float(values.std()) / math.sqrt(n), tuple(accuracies))
 
 
-# ---------------------------------------------------------------------------------------------- histograms
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreHistogram:
-    """Counts of scores in equal bins over [−1, 1], for comparisons too many to keep: constant memory.
-
-    Attributes:
-        counts: int64 [G + 1, 2, bins]: each group, and last what is not within one; non-mated, mated.
-        names: the groups' names.
-    """
-
-    counts: Tensor
-    names: tuple[str, ...] = ()
-
-    @classmethod
-    def empty(
-        cls,
-        groups: Groups | Sequence[str] = (),
-        bins: int = 2**16,
-        device: torch.device | str = "cpu",
-    ) -> ScoreHistogram:
-        """Of no scores yet."""
-        if bins < 2:
-            raise DataError("too few bins", expected="2 or more", got=bins)
-        names = groups.names if isinstance(groups, Groups) else tuple(groups)
-        return cls(torch.zeros(len(names) + 1, 2, bins, dtype=torch.int64, device=device), names)
-
-    @property
-    def width(self) -> float:
-        """Of a bin: what rates and thresholds are exact to."""
-        return 2 / self.counts.shape[-1]
-
-    def update(self, scores: Tensor, mated: Tensor, group: Tensor | None = None) -> ScoreHistogram:
-        """With more scores in it; those outside [−1, 1] count in the outer bins.
-
-        Args:
-            scores: of any shape.
-            mated: bool, same shape.
-            group: int64, same shape, −1 for comparisons not within a group; None: all of them.
-
-        Raises:
-            ShapeError, GroupError, DataError: other shapes, unknown groups, NaN.
-        """
-        group = torch.full_like(mated, UNSURE, dtype=torch.int64) if group is None else group
-        if scores.shape != mated.shape or mated.dtype != torch.bool or group.shape != scores.shape:
-            got = f"{_shape(scores)}, {_shape(mated)}, {_shape(group)}"
-            raise ShapeError(
-                "scores, mated and group do not fit", expected="one shape; mated bool, group int64", got=got
-            )
-        check_ids(group, len(self.names))
-        if has_values(scores) and not bool(scores.isfinite().all()):
-            raise DataError(
-                "scores are not finite", expected="numbers", got="NaN or infinite", fix="check the embeddings"
-            )
-        row = torch.where(group < 0, len(self.names), group) * 2 + mated
-        key = row * self.counts.shape[-1] + _bin(scores, self.counts.shape[-1])
-        counts = self.counts.clone()
-        counts.view(-1).scatter_add_(0, key.flatten(), torch.ones_like(key).flatten())
-        return dataclasses.replace(self, counts=counts)
-
-    def merge(self, other: ScoreHistogram) -> ScoreHistogram:
-        """Of the scores of both.
-
-        Raises:
-            ShapeError: other groups or bins.
-        """
-        if other.names != self.names or other.counts.shape != self.counts.shape:
-            got = f"{other.names}, {other.counts.shape[-1]} bins"
-            expected = f"{self.names}, {self.counts.shape[-1]} bins"
-            raise ShapeError("these histograms do not go together", expected=expected, got=got)
-        return dataclasses.replace(self, counts=self.counts + other.counts)
-
-    def compute(self, fmr: Sequence[float] = (1e-2, 1e-3, 1e-4), threshold: ThresholdFrom = "pooled") -> Verification:
-        """As `verify`, with every score moved down to the edge of its bin: thresholds are exact to a bin's width.
-
-        No intervals (identities are not kept) and no folds.
-
-        Raises:
-            DataError: an empty histogram, settings out of range.
-        """
-        targets = _check_settings(fmr, threshold, 1, 0)
-        group, mated, place = self.counts.nonzero().unbind(1)
-        if not len(place):
-            raise DataError("the histogram is empty", expected="scores", got="none")
-        edges = place.double() * self.width - 1
-        row = torch.where(group == len(self.names), UNSURE, group)
-        counts = self.counts[group, mated, place]
-        return evaluate(Comparisons(edges, mated.bool(), row, self.names, counts=counts), targets, threshold)
-
-
-def _bin(scores: Tensor, bins: int) -> Tensor:
-    return ((scores + 1) * (bins / 2)).clamp(0, bins - 1).long()
-
-
-@torch.no_grad()
-def cross_scores(
-    embeddings: Tensor,
-    identities: Tensor,
-    group_ids: Tensor | None = None,
-    *,
-    groups: Groups | Sequence[str] | None = None,
-    bins: int = 2**16,
-    block: int = 1024,
-) -> ScoreHistogram:
-    """Scores of every two faces as histograms, in blocks: memory is O(block²) beside the input and the result.
-
-    On a processor the fastest block is the one whose scores stay in its cache; on an accelerator take a larger one.
-
-    Args:
-        embeddings: unit vectors [n, e].
-        identities: int64 [n].
-        group_ids, groups: of the faces, int64 [n], −1 for none; and their names.
-        bins: over [−1, 1].
-        block: rows at a time.
-
-    Raises:
-        DataError, ShapeError, GroupError: as `verify`.
-    """
-    names = _group_names(groups, group_ids)
-    check_embeddings(embeddings)
-    _check_faces(embeddings, identities, group_ids, len(names))
-    if block < 1:
-        raise DataError("block out of range", expected="≥ 1", got=block)
-    result = ScoreHistogram.empty(names, bins, embeddings.device)
-    counts = result.counts.view(-1)
-    n, none = len(embeddings), len(names)
-    group = torch.full_like(identities, none) if group_ids is None else torch.where(group_ids < 0, none, group_ids)
-    order = group.argsort(stable=True)  # neighbours then count in the same bins: the cache is what limits speed
-    rows, group, identity = order.split(block), group[order], identities[order]
-    buffers = _Buffers(min(block, n), embeddings)
-    for i, left in enumerate(rows):
-        a = _rows(embeddings, left)
-        for j in range(i, len(rows)):
-            here, there = slice(i * block, i * block + len(left)), slice(j * block, j * block + len(rows[j]))
-            b = a if i == j else _rows(embeddings, rows[j])
-            key = buffers.bins(a, b, bins)
-            same = group[here, None] == group[None, there]
-            row = torch.where(same, group[here, None], none).mul_(2)
-            row += identity[here, None] == identity[None, there]
-            key.add_(row, alpha=bins)
-            once = torch.ones_like(key).triu_(1) if i == j else buffers.ones[: len(left) * len(b)].view_as(key)
-            counts.scatter_add_(0, key.view(-1), once.view(-1))
-    return result
-
-
-class _Buffers:
-    """Memory for one block, used again for each."""
-
-    def __init__(self, block: int, like: Tensor) -> None:
-        self.scores = like.new_empty(block * block, dtype=_precision(like))
-        self.keys = torch.empty(block * block, dtype=torch.int64, device=like.device)
-        self.ones = torch.ones(block * block, dtype=torch.int64, device=like.device)
-
-    def bins(self, a: Tensor, b: Tensor, bins: int) -> Tensor:
-        """Bin of each score [len(a), len(b)]; valid until the next call."""
-        size, shape = len(a) * len(b), (len(a), len(b))
-        scores = torch.mm(a, b.T, out=self.scores[:size].view(shape))
-        scores.add_(1).mul_(bins / 2).clamp_(0, bins - 1)
-        return self.keys[:size].view(shape).copy_(scores)
+# `recognition` still calls these so.
+_measured_dict, _tables, _unresolved = measured_dict, score_tables, why_unresolved

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +24,7 @@ from fairface_synth.annotation import (
     as_annotations,
 )
 from fairface_synth.attribute_classifier import MAC, train_mac
+from fairface_synth.datasets import FaceSet
 from fairface_synth.errors import DataError, FairFaceError, GroupError, ShapeError
 
 SCHEMA = AttributeSchema(("Male", "Smiling", "Wearing_Hat"), noisy={"hat": "half of them are hair"}, source="a test")
@@ -101,6 +104,14 @@ def test_a_schema_is_its_names() -> None:
         AttributeSchema(("a",), {"b": "bad"})
     with pytest.raises(GroupError):
         SCHEMA.subset("male")
+    with pytest.raises(GroupError):
+        SCHEMA.subset([])
+    with pytest.raises(GroupError):
+        AttributeSchema(None)
+    with pytest.raises(GroupError, match="need a schema"):
+        Annotations(["Male"], torch.rand(2, 1))
+    with pytest.raises(DataError, match=r"\[3:4\]"):
+        Annotations(SCHEMA, torch.rand(5, 3))[3]
 
 
 # --- in memory --------------------------------------------------------------------------------------------------------
@@ -108,6 +119,7 @@ def test_a_schema_is_its_names() -> None:
 labels_in = st.lists(st.lists(st.sampled_from([-1, 0, 1]), min_size=3, max_size=3), min_size=1, max_size=20)
 
 
+@pytest.mark.filterwarnings("ignore:no face is labelled")
 @given(labels_in, st.integers(1, 25))
 def test_labels_survive_probabilities_and_batches(rows: list[list[int]], size: int) -> None:
     labels = torch.tensor(rows)
@@ -158,7 +170,9 @@ def test_bad_annotations_speak_up(arguments) -> None:
         Annotations(SCHEMA, **({"probabilities": torch.rand(4, 3)} | arguments))
 
 
-@pytest.mark.parametrize("labels", [torch.full((2, 3), 2), torch.full((2, 3), float("nan")), torch.ones(2, 2), [[1]]])
+@pytest.mark.parametrize(
+    "labels", [torch.full((2, 3), 2), torch.full((2, 3), float("nan")), torch.ones(2, 2), [[1]], torch.ones(2, 3) > 0]
+)
 def test_bad_labels_speak_up(labels) -> None:
     with pytest.raises(FairFaceError):
         Annotations.from_labels(labels, SCHEMA)
@@ -183,9 +197,38 @@ def test_saved_and_loaded(tmp_path, full: bool) -> None:
 # --- tables of others -------------------------------------------------------------------------------------------------
 
 
+def test_columns_of_words_are_left_out_and_mentioned() -> None:
+    labels = torch.tensor([[1, -1, 0], [-1, 1, -1]], dtype=torch.int8)
+    words = {"race": ("asian", "white"), "age": ("3-9", "70"), "size": ("", "large")}
+    faces = FaceSet("a set", Path("."), ("a.png", "b.png"), ("p", "q"), words, labels, SCHEMA)
+    with pytest.warns(UserWarning, match="left out: race, age, size"):
+        a = as_annotations(faces.to_table())
+    b = as_annotations(faces)
+    for x in (a, b):
+        assert x.labels()[:, [x.schema.index(n) for n in SCHEMA.names]].tolist() == labels.tolist()
+        assert x.identities.tolist() == ["p", "q"]
+        assert x.ids.tolist() == ["a.png", "b.png"]
+    assert b.name == "a set"
+    with pytest.raises(DataError, match="has no annotations"):
+        as_annotations(FaceSet("a set", Path("."), ("a.png",)))
+
+
+def test_zeros_that_may_mean_absent_are_mentioned(tmp_path) -> None:
+    with pytest.warns(UserWarning, match=r"−1 \(absent\) in Male, Wearing_Hat"):
+        Annotations.from_labels(torch.tensor([[0, 1, 1], [1, -1, 0]]), SCHEMA)
+    with pytest.warns(UserWarning, match="in fair"):  # one column of zeros and ones among MAAD-Face's
+        as_annotations({"Male": [1, -1, 0], "fair": [0, 1, 1]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_annotations({"Male": [1, -1, 0], "Smiling": [0, 0, 0], "Young": [1, 1, 1]})
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match="holds no annotations"):
+        as_annotations(tmp_path / "photos")
+
+
 def test_the_coding_of_a_table_is_told_by_its_values(tmp_path) -> None:
-    labelled = as_annotations({"Identity": [3, 3, 4], "filename": list("abc"), "x": [1, 0, -1], "y": [0, 1, 1]})
-    assert labelled.labels().tolist() == [[1, 0], [0, 1], [-1, 1]]
+    labelled = as_annotations({"Identity": [3, 3, 4], "filename": list("abc"), "x": [1, 0, -1], "y": [0, 1, -1]})
+    assert labelled.labels().tolist() == [[1, 0], [0, 1], [-1, -1]]
     assert labelled.identities.tolist() == ["3", "3", "4"]
     assert labelled.ids.tolist() == ["a", "b", "c"]
     soft = as_annotations({"person_id": ["a", "b"], "x": [1, 0], "y": [0.25, np.nan]})
@@ -223,8 +266,13 @@ def test_a_table_of_reliabilities_comes_back() -> None:
     ("table", "says"),
     [
         ({"identity": [1, 2]}, "no such column"),
-        ({"x": [1, 0], "race": ["asian", "white"]}, "race"),
-        ({"x": [1, 0], "age": [20, 30]}, "age"),
+        ({"race": ["asian", "white"]}, "text in race"),
+        ({"x": ["1", "-1"], "y": [1, -1]}, "written as text"),
+        ({"x": ["yes", "", "no"], "y": [1, 0, 0]}, "written as text"),
+        ({"x": [1, 0], "age": [20, 30]}, "'age' from 20 to 30"),
+        ({"x": [0, 55, 100]}, "percentages"),
+        ({"x": [0.3, -1, 0.7]}, "−1 for undefined"),
+        ({"id": ["p", "p", "q"], "x": [1, 0, 0]}, "'id' repeats"),
         ({"x": [1, -1], "y": [0.5, 0.5]}, "y"),
         ({"x": [0.5], "identity": ["a"], "person_id": ["b"]}, "say the same"),
     ],
@@ -310,6 +358,11 @@ def test_annotating_in_memory_and_in_parts_is_the_classifier_of_the_embeddings(i
     assert plain.load().reliability is None
 
 
+def test_images_without_a_name_make_a_set_without_one(images, mac, tmp_path) -> None:
+    assert _annotate(images, mac, None).name == ""
+    assert _annotate(images, mac, tmp_path / "with spaces" / "a set").name == ""
+
+
 @pytest.mark.parametrize("calls", [0, 1, 3, 5])
 def test_an_interrupted_run_is_taken_up_and_comes_out_the_same(images, mac, tmp_path, calls: int) -> None:
     whole = _annotate(images, mac, tmp_path / "whole")
@@ -355,6 +408,8 @@ def test_damage_is_not_passed_over(images, mac, tmp_path) -> None:
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(DataError, match="part-000001"):
         _annotate(images, mac, tmp_path)
+    with pytest.raises(DataError, match="part-000001"):
+        as_annotations(tmp_path).load()
     (tmp_path / "annotations.json").write_text("{}")
     with pytest.raises(DataError, match="something else"):
         AnnotationFolder(tmp_path)
@@ -363,6 +418,9 @@ def test_damage_is_not_passed_over(images, mac, tmp_path) -> None:
         _annotate(images, mac, tmp_path)
     with pytest.raises(DataError, match="holds no annotated set"):
         AnnotationFolder(tmp_path / "none")
+    for place in (part, part / "below"):
+        with pytest.raises(DataError, match="cannot write"):
+            _annotate(images, mac, place)
 
 
 class _Set:
@@ -423,6 +481,9 @@ def test_what_cannot_be_annotated_speaks_up(images, mac) -> None:
         lambda: _annotate(images, mac, None, Other()),
         lambda: _annotate(images[:, :1], mac, None),
         lambda: _annotate(images, mac, None, batch_size=0),
+        lambda: _annotate(images, mac, None, batch_size=2.5),
+        lambda: _annotate(images, _Pixels(), None),
+        lambda: annotate(images, _Pixels(), mac, identities=pd.Series(["a", pd.NA] * 11 + ["b"]), progress=False),
         lambda: _annotate(images, mac, None, reliability_passes=1),
         lambda: annotate(images, _Pixels(), mac, identities=["a"], progress=False),
         lambda: annotate(images[:0], _Pixels(), mac, progress=False),

@@ -168,6 +168,42 @@ def test_columns_are_found_and_what_is_not_used_is_named() -> None:
     assert chosen.left_out["kind"] == "not asked for"
 
 
+def test_labels_and_scores_of_every_type() -> None:
+    table = _table() | {"score_b": np.array(["0.5", "n/a"] * 45), "glasses": np.arange(90) % 2 == 0}
+    columns = _quick(table | {"sex": np.arange(90) % 2, "luminance": table["luminance"] > 0.5}, factors="sex").columns
+    assert columns.factors == {"sex": ("0", "1")}
+    assert columns.luminance == "luminance"
+    assert columns.left_out["glasses"] == "true or false, not asked for"
+    frame = pd.DataFrame(table).astype({"kind": "category"})
+    frame.loc[:9, "kind"] = np.nan
+    columns = _quick(frame).columns
+    assert columns.scores == ("score",)
+    assert columns.left_out.keys() == {"score_b"}  # no factor, though it has few values
+    assert columns.factors == {"kind": ("a", "b", "c"), "sex": ("f", "m"), "glasses": ("False", "True")}
+    assert columns.missing == {"kind": 10}
+    table["kind"] = np.where(table["kind"] == "a", "a", "unknown")
+    assert _quick(table).columns.left_out["kind"] == "the same everywhere (a)"
+
+
+def test_factors_that_determine_one_another_have_no_share_of_their_own() -> None:
+    table = _table()
+    table |= {"copy": table["kind"], "light": np.where(table["sex"] == "f", "dim", "bright")}
+    table["luminance"] = np.where(table["sex"] == "f", 0.2, 0.8)
+    report = _quick(table)
+    rows = {(r.model, r.term): r for r in report["score"].held.rows}
+    assert rows["kind × sex × copy × light", "kind"].df == 0
+    assert np.isnan(rows["sex", "sex"].share_held)
+    assert "it has no share of its own" in str(report["score"].held)
+    assert not re.search(r"\bnan", report.to_markdown())
+
+
+def test_repeated_rows_are_said() -> None:
+    table = _table()
+    assert "rows repeat" not in str(_quick(table))
+    twice = {name: np.concatenate([x, x[:5]]) for name, x in table.items()}
+    assert "5 rows repeat another in every column used" in str(_quick(twice))
+
+
 def test_reference_reaches_every_part() -> None:
     s = _quick(_table(), reference={"kind": "c"}, k=20)["score"]
     assert s.ols["categories"].reference == {"kind": "c", "sex": "f"}
@@ -264,6 +300,7 @@ def test_without_the_extra_the_rest_is_there(monkeypatch) -> None:
         (lambda t: audit({"x": [1.0, 2, 3]}), "no scores"),
         (lambda t: audit({"score": ["a", "b", "c"]}), "no scores"),
         (lambda t: audit(t, scores="kind"), "is text"),
+        (lambda t: audit(t | {"score": np.array(["0.5", "n/a"] * 45)}, scores="score"), "'n/a'"),
         (lambda t: audit(t | {"score": np.where(np.arange(90) < 2, np.nan, t["score"])}), "2 of 90 values"),
         (lambda t: audit(t | {"score": np.where(np.arange(90) < 1, np.inf, t["score"])}), "infinite"),
         (lambda t: audit(t | {"score": np.ones(90)}), "same in every row"),
@@ -279,7 +316,10 @@ def test_without_the_extra_the_rest_is_there(monkeypatch) -> None:
         (lambda t: audit(t | {"luminance": t["luminance"] / 0}), "infinite"),
         (lambda t: audit(t, luminance="Y"), "no such column"),
         (lambda t: audit(t, reference={"race": "white"}), "no factor"),
+        (lambda t: audit(t, reference={"kind": "white"}), "no level 'white'"),
+        (lambda t: audit(t, reference="a"), "no mapping"),
         (lambda t: audit(t, k=0), "k is out of range"),
+        (lambda t: audit(t, k=2.5), "k is out of range"),
         (lambda t: audit(t, bayes=["colours"]), "unknown Bayesian"),
         (lambda t: audit("nowhere.csv"), "no such table"),
         (lambda t: audit(t, bayes=False)["raw"], "no such score"),

@@ -566,13 +566,16 @@ def test_indices_and_columns_that_do_not_fit() -> None:
     for bad in ([2], [-1], []):
         with pytest.raises(DataError, match="no such faces"):
             faces.subset(bad)
-    for wrong in ([0.5], torch.tensor([True]), torch.zeros(1, 1, dtype=torch.int64)):
+    for wrong in (1, [0.5], torch.tensor([True]), torch.zeros(1, 1, dtype=torch.int64)):
         with pytest.raises(ShapeError, match="not indices"):
             faces.subset(wrong)
     schema = AttributeSchema(("Male",))
     for fields, error in (
         ({"paths": ()}, DataError),
         ({"identities": ("a",)}, DataError),
+        ({"paths": "ab"}, DataError),
+        ({"identities": "ab"}, DataError),
+        ({"labels": {"gender": "mf"}}, DataError),
         ({"labels": {"race": ("white",)}}, DataError),
         ({"labels": {"path": ("a", "b")}}, DataError),
         ({"schema": schema}, DataError),
@@ -722,6 +725,9 @@ def test_batches_are_slices(tmp_path) -> None:
     for start, stop in ((5, None), (2, 2), (-1, 2), (3, 1)):
         with pytest.raises(DataError, match="no faces in this slice"):
             faces.images(start, stop)
+    with pytest.raises(DataError, match="whole numbers"):
+        faces.images(0, 2.5)
+    assert faces.images(0, 1, np.int64(8)).shape == (1, 3, 8, 8)
     for size in (0, -3, 2.5, (4,), "big"):
         with pytest.raises(ShapeError, match="not a size"):
             faces.images(size=size)

@@ -58,6 +58,7 @@ SYNCS_ON_PURPOSE = {
     "kl_matrix": "makes numbers to print",
     "consistency": "makes numbers to print",
     "fit_cells": "scikit-learn, on the host",
+    "stream": "turns a quota, which lives on the host, into a cycle; test_streaming.py checks its batches this way",
     "verify": "makes numbers to print",
     "fairness": "makes numbers to print",
 }
@@ -236,6 +237,15 @@ CASES |= {
     ),
     "kl_divergence": lambda: kl_divergence(_cuda(N, 3).softmax(1), _cuda(N, 3).softmax(1)),
     "js_divergence": lambda: js_divergence(_cuda(N, 3).softmax(1), _cuda(N, 3).softmax(1)),
+    "group_gap_loss": lambda: ffs.group_gap_loss(_cuda(N, D), _ids(), _ids()),
+    "group_gap_loss(range)": lambda: ffs.group_gap_loss(_cuda(N, D), _ids(), _ids(), spread="range", num_groups=G),
+    "score_alignment_loss": lambda: ffs.score_alignment_loss(_cuda(N, D), _ids(), _ids()),
+    "score_alignment_loss(quantile)": lambda: ffs.score_alignment_loss(_cuda(N, D), _ids(), _ids(), kind="quantile"),
+    "consistency_loss": lambda: ffs.consistency_loss(_cuda(N, D), _ids(), _ids(), num_groups=G),
+    "worst_group_loss": lambda: ffs.worst_group_loss(_cuda(N), _ids(), ffs.group_dro(G, device="cuda"))[0],
+    "group_dro": lambda: ffs.group_dro(G, adjustment=1.0, group_counts=_cuda(G)).weights,
+    "to_recognition_format": lambda: ffs.to_recognition_format(_cuda(N, 3, 64, 64)),
+    "augment": lambda: ffs.augment(_cuda(N, 3, 8, 8), _ids()),
     "cross_scores": lambda: ffs.cross_scores(_cuda(N, D), _ids(), _ids(), groups=GROUPS, bins=16, block=4).counts,
     "ScoreHistogram.update": lambda: (
         ffs.ScoreHistogram.empty(GROUPS, 16, "cuda").update(_cuda(N), _cuda(N) > 0, _ids()).counts

@@ -17,14 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairface_synth import plotting
 from fairface_synth.annotation import MAAD_FACE, Annotations, AttributeSchema
+from fairface_synth.attribute_consistency import consistency
+from fairface_synth.attribute_counts import AttributeCounts, attribute_rates, count_attributes, identity_keys
 from fairface_synth.divergence import (
-    AttributeCounts,
     Cells,
-    attribute_rates,
-    consistency,
-    count_attributes,
     fit_cells,
-    identity_keys,
     js_divergence,
     kl_divergence,
     kl_matrix,
@@ -125,7 +122,7 @@ def test_rows_without_identities_merge_by_their_numbers() -> None:
 def test_batches_do_not_matter(monkeypatch) -> None:
     whole = random_set(1000, 3, people=90)
     expected = count_attributes(whole, bins=4)
-    monkeypatch.setattr("fairface_synth.divergence._ROWS", 37)
+    monkeypatch.setattr("fairface_synth.attribute_counts._ROWS", 37)
     assert equal(count_attributes(whole, bins=4), expected)
 
 
@@ -403,6 +400,72 @@ def test_cells_are_the_nearest_and_products_of_labels() -> None:
     assert torch.equal(fit_cells([whole], 6, seed=3).centroids, fit_cells([whole], 6, seed=3).centroids)
 
 
+def test_attributes_are_found_by_name() -> None:
+    rng = np.random.default_rng(0)
+    p, q = ({n: rng.integers(0, 2, 300) for n in ("Bald", "Young", "x")} for _ in range(2))
+    turned = {"X": q["x"], "bald": q["Bald"], "young": q["Young"]}
+    for on in ("labels", "joint"):
+        one, other = (kl_table(p, s, on=on, cells=4) for s in (q, turned))
+        assert torch.equal(one.kl_pq.plugin, other.kl_pq.plugin)
+        assert torch.equal(one.rate_q.nan_to_num(), other.rate_q.nan_to_num())
+    more = q | {"Gray": rng.integers(0, 2, 300)}
+    with pytest.raises(DataError, match="Gray"):
+        kl_table(p, more)
+    some, every = kl_table(p, more, attributes=["x", "Bald"]), kl_table(p, q)
+    assert some.names == ("x", "Bald")
+    assert torch.equal(some.kl_pq.plugin, every.kl_pq.plugin[[2, 0]])
+    assert kl_matrix({"p": p, "more": more}, attributes=["x"]).names == ("p", "more")
+    with pytest.raises(GroupError, match="Gray"):
+        kl_table(p, more, attributes=["Gray"])
+
+
+def test_what_either_set_flags_is_flagged() -> None:
+    p = annotated(torch.rand(30, 3), schema=AttributeSchema(SCHEMA.names))
+    q = annotated(torch.rand(30, 3), schema=SCHEMA)
+    for table in (kl_table(p, q), kl_table(q, p), kl_table(p, q, on="joint", cells=["Young", "Bald"])):
+        assert table.noisy == {"Young": "checked by nobody"}
+        assert "checked by nobody" in str(table)
+    assert kl_table(p, q, on="joint", cells=["Smiling", "Bald"]).noisy == {}
+
+
+def test_counts_over_other_cells_are_refused() -> None:
+    p, q = random_set(60, 1), random_set(60, 2)
+    fitted, product = fit_cells([p, q], 4), product_cells(["Smiling", "Bald"], SCHEMA)
+    assert len(fitted) == len(product)
+    a, b = count_attributes(p, cells=fitted), count_attributes(q, cells=product, stream=1)
+    with pytest.raises(DataError, match="4 other cells"):
+        kl_table(a, b, on="joint", cells=fitted)
+    with pytest.raises(DataError, match="not shards"):
+        a.merge(count_attributes(q, cells=product))
+    with pytest.raises(GroupError, match="unknown attribute"):
+        count_attributes(draws([0.5], 20, 1), cells=product)
+
+
+def test_a_set_of_one_identity_tells_nothing_of_its_error() -> None:
+    alone, many = draws([0.9, 0.5], 50, 0, "alone", ["a"] * 50), draws([0.5, 0.5], 300, 1)
+    table = kl_table(alone, many)
+    for divergence in (*(getattr(table, x) for x in ("kl_pq", "kl_qp", "js", "asymmetry")), table.mean["kl_pq"]):
+        for x in (divergence.low, divergence.high, divergence.null, divergence.null_high):
+            assert bool(x.isnan().all())
+    assert "°" not in str(table).split("\n\n")[1]
+    for text in (str(table), str(kl_matrix({"alone": alone, "many": many}))):
+        assert "alone has one identity" in text
+    assert "nan" not in str(attribute_rates(alone))
+
+
+def test_replicates_that_drew_nobody_do_not_pull_towards_a_half() -> None:
+    """Of three identities, e⁻³ = 5 % of the replicates are empty; all three are alike, so nothing varies."""
+    table = kl_table(draws([1.0], 30, 0, "p", np.arange(30) // 10), draws([1.0], 40, 0, "q", np.arange(40) // 10))
+    assert abs(float(table.js.value[0])) < 5e-3  # a tenth of the pairs at JS(1, ½) = 0.2 would move it by 0.02
+    assert float(table.asymmetry.high[0] - table.asymmetry.low[0]) < 0.1
+
+
+def test_a_tiny_alpha_stays_finite() -> None:
+    table = kl_table(draws([0.0, 0.3], 100, 0), draws([0.2, 0.3], 100, 1), alpha=1e-6)
+    for divergence in (table.kl_pq, table.kl_qp, table.js, table.asymmetry, table.total["kl_pq"]):
+        assert all(bool(x.isfinite().all()) for x in divergence)
+
+
 def test_undefined_attributes_are_left_out_and_counted() -> None:
     p, q = torch.rand(100, 3), torch.rand(80, 3)
     p[:30, 0] = torch.nan
@@ -463,6 +526,15 @@ def test_consistency_by_brute_force() -> None:
         assert int(result.used[k]) == len(majority)
         half = 1.96 * np.std(majority, ddof=1) / math.sqrt(len(majority))
         assert float(result.majority_high[k] - result.majority[k]) == pytest.approx(half, rel=0.25)
+
+
+def test_consistency_resamples_identities_in_parts(monkeypatch) -> None:
+    whole = random_set(500, 3, 90)
+    once = consistency(whole)
+    monkeypatch.setattr("fairface_synth.attribute_consistency._AT_ONCE", 7)
+    parts = consistency(whole)
+    for x in ("majority_low", "information_high"):
+        torch.testing.assert_close(getattr(once, x), getattr(parts, x))
 
 
 def test_consistency_does_not_mind_the_order_or_the_batches() -> None:
@@ -539,7 +611,7 @@ def test_errors_speak_up() -> None:
         "different attributes": lambda: kl_table(whole, draws([0.5], 20, 1)),
         "same weights": lambda: kl_table(counts, counts),
         "no histograms": lambda: kl_table(counts, count_attributes(whole, stream=1), on="probabilities"),
-        "cells were not counted": lambda: kl_table(
+        "has no counts of the cells": lambda: kl_table(
             counts, count_attributes(whole, stream=1), on="joint", cells=product_cells(["Bald"], SCHEMA)
         ),
         "counted sets have their cells": lambda: kl_table(counts, whole, on="joint"),
@@ -547,6 +619,12 @@ def test_errors_speak_up() -> None:
         "smoothed": lambda: kl_table(whole, whole, alpha=0),
         "too few replicates": lambda: kl_table(whole, whole, replicates=1),
         "replicates do not fit": lambda: kl_table(counts, count_attributes(whole, stream=1, replicates=9)),
+        "alpha > 0": lambda: kl_table(whole, whole, alpha="0.5"),
+        "whole numbers": lambda: kl_table(whole, whole, replicates=10.0),
+        "these are no cells": lambda: kl_table(whole, whole, on="joint", cells=None),
+        "several sets": lambda: fit_cells(whole),
+        "a list of sets": lambda: fit_cells([]),
+        "no names": lambda: kl_matrix([whole, whole]),
         "one bin": lambda: kl_table(whole, whole, on="probabilities", bins=1),
         "nothing to compare": lambda: kl_table(annotated(torch.full((4, 3), torch.nan)), whole),
         "joint cells name": lambda: kl_table(whole, whole, on="joint", attributes=["Bald"]),
@@ -555,6 +633,7 @@ def test_errors_speak_up() -> None:
         "unknown attribute": lambda: product_cells(["Beautiful"], SCHEMA),
         "no pairs": lambda: kl_matrix({"one": whole}),
         "cannot disagree": lambda: consistency(whole, n_min=1),
+        "whole n_min": lambda: consistency(whole, n_min=2.5),
         "empty": lambda: count_attributes(whole[:0]),
         "not shards": lambda: counts.merge(count_attributes(whole, seed=1)),
         "attributes need names": lambda: AttributeCounts.empty(()),
@@ -566,6 +645,7 @@ def test_errors_speak_up() -> None:
     labels, keys = torch.ones(4, 3, dtype=torch.int8), torch.arange(4)
     updates = {
         "labels do not fit": lambda: counts.update(labels[:, :2], keys),
+        "counting takes tensors": lambda: counts.update(labels.numpy(), keys),
         "keys do not fit": lambda: counts.update(labels, keys[:3]),
         "unit do not fit": lambda: counts.update(labels, keys, unit=keys[:3]),
         "-1, 0 or 1": lambda: counts.update(labels * 2, keys),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairface_synth import DataError, GroupError, Groups, ShapeError, plotting
-from fairface_synth.fairness import METRICS, Fairness, _measures, fairness
-from fairface_synth.verification import ScoreHistogram, verify
+from fairface_synth.fairness import METRICS, Fairness, fairness, measures_of
+from fairface_synth.score_histograms import ScoreHistogram
+from fairface_synth.verification import verify
 
 # Four groups of known rates at τ = 0.5: (comparisons, errors) of the non-mated and of the mated.
 COUNTS = {"a": ((10, 1), (10, 2)), "b": ((10, 2), (20, 2)), "c": ((20, 8), (10, 3))}
@@ -101,6 +102,17 @@ def test_zero_minimum_is_nan_with_a_reason() -> None:
     assert none.fdr.value == 1
 
 
+def test_missing_names_are_no_group_and_numbers_are_ids() -> None:
+    scores, mated, group = _lists(COUNTS)
+    here = fairness(scores, mated, [None if g == "c" else g for g in group], threshold=0.5)
+    frame = np.array([math.nan if g == "c" else g for g in group], dtype=object)  # a column of a frame
+    assert fairness(scores, mated, frame, threshold=0.5).to_dict() == here.to_dict()
+    ids = ["ab".find(g) for g in group]  # c: −1
+    for numbers in (ids, np.array(ids), torch.tensor(ids)):
+        assert fairness(scores, mated, numbers, groups=["a", "b"], threshold=0.5).to_dict() == here.to_dict()
+    assert list(here.counts) == ["a", "b"]
+
+
 def test_absent_groups_are_absent() -> None:
     scores, mated, group = _lists(COUNTS | {"no mates": ((10, 1), (0, 0))})
     f = fairness(scores, mated, group, threshold=0.5, groups=["a", "b", "c", "no mates", "nobody"])
@@ -185,13 +197,13 @@ _RATES = st.lists(st.tuples(*[st.floats(0.001, 0.999)] * 3), min_size=2, max_siz
 @given(_RATES, st.floats(0, 1), st.randoms())
 def test_measures_keep_their_ranges_and_do_not_care_for_order(rates: Any, alpha: float, random: Any) -> None:
     x = torch.tensor([rates], dtype=torch.float64)
-    values = {name: float(v) for name, v in _measures(x, alpha).items()}
+    values = {name: float(v) for name, v in measures_of(x, alpha).items()}
     for name in ("fdr", "garbe", "std", "fmr_gap", "fnmr_gap", "accuracy_gap"):
         assert -1e-12 <= values[name] <= 1 + 1e-12
     assert values["ir"] >= 1 - 1e-12
     assert values["ser"] >= 1 - 1e-12
     random.shuffle(rates)
-    again = _measures(torch.tensor([rates], dtype=torch.float64), alpha)
+    again = measures_of(torch.tensor([rates], dtype=torch.float64), alpha)
     assert {name: float(v) for name, v in again.items()} == pytest.approx(values)
 
 
@@ -200,7 +212,7 @@ def test_garbe_is_the_corrected_gini_coefficient(rates: Any) -> None:
     x = torch.tensor([rates], dtype=torch.float64)
     fmr, n = [r[0] for r in rates], len(rates)
     double_loop = sum(abs(a - b) for a in fmr for b in fmr) / (2 * n * sum(fmr)) * n / (n - 1)
-    assert float(_measures(x, 1.0)["garbe"]) == pytest.approx(double_loop, rel=1e-9, abs=1e-12)
+    assert float(measures_of(x, 1.0)["garbe"]) == pytest.approx(double_loop, rel=1e-9, abs=1e-12)
 
 
 @settings(max_examples=10)
@@ -245,7 +257,7 @@ def _truth(shifts: dict[str, tuple[float, float]], tau: float) -> dict[str, floa
     non, mat = (torch.tensor(side, dtype=torch.float64) for side in zip(*shifts.values(), strict=True))
     fmr, fnmr = 1 - phi(tau - non), phi(tau - mat)
     rates = torch.stack((fmr, fnmr, 1 - (fmr + fnmr) / 2), 1)
-    return {name: float(v) for name, v in _measures(rates[None], 0.5).items()}
+    return {name: float(v) for name, v in measures_of(rates[None], 0.5).items()}
 
 
 @pytest.mark.parametrize(
@@ -343,6 +355,10 @@ def test_tables_and_dashboard() -> None:
         ({"group": torch.zeros(80, dtype=torch.int64)}, GroupError, "go together"),
         ({"group": torch.full((80,), 3), "groups": ["a", "b", "c"]}, GroupError, "out of range"),
         ({"groups": ["a", "b"]}, GroupError, "unknown groups"),
+        ({"group": "a" * 80}, GroupError, "one group per comparison"),
+        ({"group": [1.5] * 80}, GroupError, "groups have names"),
+        ({"group": np.arange(80) % 3}, GroupError, "go together"),
+        ({"group": [0, -1] * 40}, GroupError, "go together"),
         ({"group": [None] * 80}, GroupError, "no groups"),
         ({"scores": torch.full((80,), math.nan)}, DataError, "80 of 80 are NaN"),
         ({"scores": np.zeros(80)}, DataError, "a ndarray"),

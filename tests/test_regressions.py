@@ -15,8 +15,7 @@ from scipy import stats
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
-from fairface_synth.errors import DataError
-from fairface_synth.regressions import (
+from fairface_synth.audits import (
     anova,
     bayes_linreg,
     correlations,
@@ -26,6 +25,7 @@ from fairface_synth.regressions import (
     top_bottom,
     tree_report,
 )
+from fairface_synth.errors import DataError
 
 DATA = Path(__file__).parent / "data"
 MEN, EXTREMES = DATA / "grissom2024_men600.csv", DATA / "grissom2024_top_bottom100.csv"
@@ -510,7 +510,7 @@ def test_poor_mixing_warns_the_seed_fixes_the_draws_and_jax_stays_as_it_was(monk
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         a, c = (bayes_linreg(table, ["x", "z"], chains=1, seed=s) for s in (0, 1))
-    monkeypatch.setattr("fairface_synth.regressions._RHAT", 0.9)
+    monkeypatch.setattr("fairface_synth.audits.bayes._RHAT", 0.9)
     with pytest.warns(RuntimeWarning, match="not converged"):
         b = bayes_linreg(table, ["x", "z"], chains=1, seed=0)
     assert dict(jax.config.values) == before
@@ -558,6 +558,49 @@ def test_numbers_serve_as_labels() -> None:
     assert [r.term for r in ols(table, factors=["age"]).rows] == ["intercept", "age[10]"]
 
 
+def test_labels_are_read_as_a_person_would() -> None:
+    scores = [1.0, 2, 3, 4, 5, 7]
+    read = group_table({"score": scores, "race": ["a", "b ", float("nan"), " b", "NaN", "a"]}, ["race"])  # numpy: "nan"
+    assert read.levels == {"race": ("a", "b")}
+    assert (read.missing["race"], read.row(race="b").n) == (2, 2)
+    for labels, levels in (([10.5, 2.5], ("2.5", "10.5")), (["²", "3"], ("3", "²")), (["--5", "1"], ("--5", "1"))):
+        assert group_table({"score": scores, "g": labels * 3}, ["g"]).levels == {"g": levels}
+    sides = multinomial_logit({"score": scores, "age": [10, 2, 10, 10, 2, 30]}, "age", k=3, reference="10")
+    assert [r.level for r in sides.rows] == ["10", "2", "30"]
+
+
+def test_a_constant_covariate_has_no_degree_of_freedom() -> None:
+    faces = _faces(40) | {"year": np.full(40, 123456.7)}  # whose mean is not exact
+    result = anova(faces, ["race"], ["year"])
+    assert result["year"].df == 0
+    assert pytest.approx(anova(faces, ["race"])["race"].F) == result["race"].F
+
+
+def test_an_exact_fit_makes_no_f_of_rounding_errors() -> None:
+    faces = _faces(40)
+    faces["score"] = np.where(faces["race"] == "black", 0.1, 0.7)
+    result = anova(faces, ["race", "hair"], ["red_mean"], "none", type=2)
+    assert (result["race"].F, result["race"].p, result.r2) == (np.inf, 0, 1)
+    assert np.isnan([result["hair"].F, result["hair"].p, result["red_mean"].p]).all()
+    assert any("fits exactly" in note for note in result.notes)
+
+
+def test_robust_errors_need_two_rows_for_each_coefficient() -> None:
+    faces = _faces(40)
+    faces["race"][7] = "other"
+    assert np.isfinite(ols(faces, ["red_mean"], ["race"])["race[other]"].se)
+    with pytest.raises(DataError, match=r"race\[other\]"):
+        ols(faces, ["red_mean"], ["race"], robust=True)
+    with pytest.raises(DataError, match="complete row 7"):
+        ols(faces, ["red_mean"], ["race"], reference={"race": "other"}, robust=True)
+
+
+def test_folds_without_a_difference_are_said() -> None:
+    table = {"score": np.repeat([0.0, 1, 2, 3, 4], 20), "x": np.arange(100.0)}
+    assert any(note.startswith("5 folds") for note in tree_report(table, ["x"], shuffle=False).notes)
+    assert not tree_report(table, ["x"]).notes
+
+
 _BAD: dict[str, Any] = {
     "unknown column": lambda t: correlations(t, ["brightness"]),
     "text as number": lambda t: ols(t, ["race"]),
@@ -589,6 +632,11 @@ _BAD: dict[str, Any] = {
     "numbers as categories": lambda t: bayes_linreg(t, RGB, ["race"], prior="category"),
     "scales shared with nobody": lambda t: bayes_linreg(t, RGB, prior="traits", shared_scale=[("red_mean", "red")]),
     "scales shared by colours": lambda t: bayes_linreg(t, RGB, shared_scale=[RGB]),
+    "reference of all factors": lambda t: ols(t, factors=["race"], reference="white"),
+    "half a row": lambda t: top_bottom(t, 2.5),
+    "no rows": lambda t: top_bottom(t, 0),
+    "half a draw": lambda t: bayes_linreg(t, RGB, draws=10.5),
+    "half a level of a tree": lambda t: tree_report(t, RGB, max_depth=2.5),
     "few draws": lambda t: bayes_linreg(t, RGB, draws=2),
     "strata unshuffled": lambda t: tree_report(t, RGB, shuffle=False, stratify="race"),
     "one fold": lambda t: tree_report(t, RGB, folds=1),

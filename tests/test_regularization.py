@@ -264,6 +264,8 @@ def test_bad_input_speaks_up(loss: Callable[..., Tensor]) -> None:
         (ShapeError, (embeddings, identity.float(), group), {}),
         (DataError, (embeddings / 0, identity, group), {}),
         (DataError, (embeddings, identity, group), {"num_groups": 0}),
+        (DataError, (embeddings, identity, group), {"num_groups": 2.5}),
+        (GroupError, (embeddings, identity, group - 3), {}),
     ]
     for error, args, kwargs in bad:
         with pytest.raises(error):
@@ -283,6 +285,9 @@ def test_groups_and_settings_out_of_range() -> None:
     for kwargs in ({"kind": "energy"}, {"pairs": "all"}, {"bandwidths": []}, {"bandwidths": [0.1, 0.0]}):
         with pytest.raises(DataError):
             score_alignment_loss(embeddings, identity, group, **kwargs)
+    for bandwidths in (0.1, [math.nan], [math.inf], torch.tensor([0.1, 0.2])):
+        with pytest.raises(DataError, match="bandwidths"):
+            score_alignment_loss(embeddings, identity, group, bandwidths=bandwidths)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="variance or range"):
         group_gap_loss(embeddings, identity, group, spread="std")
 
@@ -376,7 +381,14 @@ def test_group_dro_refuses() -> None:
         (GroupError, lambda: worst_group_loss(losses, group + 1, state)),
         (DataError, lambda: worst_group_loss(losses / 0, group, state)),
         (DataError, lambda: worst_group_loss(losses, group, state, step_size=-1)),
+        (DataError, lambda: worst_group_loss(losses, group, state, step_size=math.inf)),
+        (ShapeError, lambda: worst_group_loss(losses.numpy(), group, state)),
+        (ShapeError, lambda: worst_group_loss(losses, group.tolist(), state)),
+        (DataError, lambda: worst_group_loss(losses, group, None)),
         (DataError, lambda: group_dro(0)),
+        (DataError, lambda: group_dro(2.5)),
+        (ShapeError, lambda: group_dro(2, adjustment=1, group_counts=[1, 2])),
+        (ShapeError, lambda: group_dro(2, group_counts=torch.tensor([1, 2, 3]))),
         (DataError, lambda: group_dro(2, adjustment=-1)),
         (ShapeError, lambda: group_dro(2, adjustment=1)),
         (DataError, lambda: group_dro(2, adjustment=1, group_counts=torch.tensor([0, 3]))),

@@ -245,6 +245,16 @@ def test_a_state_of_other_settings_is_refused() -> None:
     for kwargs in ({"seed": 1}, {"groups": "dark"}, {"world_size": 2}, {"axes": AXES}, {"perturbation": 0.3}):
         with pytest.raises(DataError, match="another stream"):
             stream(_source(), 8, **kwargs).load_state_dict(state)
+    other = [Axis(AXES[0].direction, [9.0] * sum(len(torch.as_tensor(axis.steps)) for axis in AXES))]
+    with pytest.raises(DataError, match="another stream"):  # as many edits, but others
+        stream(_source(), 8, axes=other).load_state_dict(stream(_source(), 8, axes=AXES).state_dict())
+    one, whole = [Axis(AXES[0].direction, [1.0])], stream(_source(), 8, perturbation=1.0)
+    with pytest.raises(DataError, match="another stream"):
+        stream(_source(), 8, axes=one).load_state_dict(whole.state_dict())
+    with pytest.raises(DataError, match="no state"):
+        stream(_source(), 8).load_state_dict(None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="from 0"):
+        stream(_source(), 8).seek(1.5)  # type: ignore[arg-type]
     for broken in ({}, state | {"step": -1}, state | {"step": "2"}):
         with pytest.raises(DataError, match="another stream"):
             stream(_source(), 8).load_state_dict(broken)
@@ -466,7 +476,12 @@ def test_augmentation_depends_on_seed_and_number_alone() -> None:
     for bad in ({"flip": 2}, {"brightness": -1}, {"contrast": 1.5}):
         with pytest.raises(DataError):
             augment(images, numbers, **bad)
-    with pytest.raises(DataError, match="numbers"):
+    for numbers in (torch.arange(3), None, [1, 2]):
+        with pytest.raises(ShapeError, match="one number per image"):
+            augment(images[:2], numbers)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="images are a tensor"):
+        to_recognition_format(images.numpy())  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="one number per image"):
         augment(images, numbers[:3])
 
 
@@ -493,6 +508,10 @@ def test_augmentation_depends_on_seed_and_number_alone() -> None:
         ({"seed": -1}, DataError, "seed"),
         ({"prefetch": -1}, DataError, "prefetch"),
         ({"candidates": 0}, DataError, "candidates"),
+        ({"batch_size": 16.0}, DataError, "batch_size is a whole number"),
+        ({"seed": None}, DataError, "seed is a whole number"),
+        ({"seed": 1.5}, DataError, "seed is a whole number"),
+        ({"truncation_psi": float("nan")}, DataError, "truncation is a number"),
     ],
 )
 def test_settings_that_cannot_be(kwargs: dict, error: type[Exception], match: str) -> None:
@@ -505,3 +524,20 @@ def test_sources_that_cannot_be(pipeline: ffs.Pipeline) -> None:
         stream(SimpleNamespace(generator=pipeline.generator, groups=GROUPS))
     with pytest.raises(DataError, match="ψ"):
         stream(pipeline, method="screen", truncation_psi=0.7)
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda w: w[:1], lambda w: torch.cat((w, w)), lambda w: w.numpy(), lambda w: w[:, 0]]
+)
+def test_a_source_must_give_one_latent_a_face(wrong: Callable[[Tensor], Any]) -> None:
+    """One too many would shift every image against its identity."""
+    good = _source()
+    source = SimpleNamespace(generator=good.generator, groups=good.groups, latents=lambda *x: wrong(good.latents(*x)))
+    with pytest.raises(ShapeError, match="one w a face"):
+        next(stream(source, 8, prefetch=0))
+
+
+def test_a_quota_may_be_an_array() -> None:
+    quota = torch.arange(1, len(_source().groups) + 1)
+    batches = [next(stream(_source(), 24, groups=q, prefetch=0)).group_ids for q in (quota, quota.numpy())]
+    assert torch.equal(*batches)

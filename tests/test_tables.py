@@ -52,6 +52,20 @@ def test_missing_values() -> None:
     assert len(frame) == 3
 
 
+def test_pandas_own_types() -> None:
+    frame = pd.DataFrame(
+        {
+            "flag": pd.array([True, None, False], dtype="boolean"),
+            "text": pd.array(["a", None, "b"], dtype="string"),
+            "label": pd.Categorical([1, None, 2]),
+        }
+    )
+    table = read_table(frame)
+    np.testing.assert_array_equal(table["flag"], [1, np.nan, 0])
+    assert table["text"].tolist() == ["a", "", "b"]
+    assert table["label"].tolist() == ["1", "", "2"]  # labels, not numbers
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [

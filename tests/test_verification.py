@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairface_synth import DataError, GroupError, Groups, ShapeError, plotting
 from fairface_synth.identities import impostor_scores, threshold_at_fmr
-from fairface_synth.verification import Measured, ScoreHistogram, Verification, compare, cross_scores, verify
+from fairface_synth.score_histograms import ScoreHistogram, cross_scores
+from fairface_synth.verification import Comparisons, Measured, Verification, compare, evaluate, verify
 
 NAMES = ("a", "b", "c")
 
@@ -272,9 +273,70 @@ def test_no_error_still_has_an_interval() -> None:
     assert point.fnmr.high == pytest.approx(1.96**2 / (30 + 1.96**2), abs=1e-4)  # Wilson's for 0 of 30
 
 
+def test_few_mated_identities_are_few_whatever_else_there_is() -> None:
+    """Two of 100 people have a second face: 100 is not what is behind the FNMR."""
+    x, _, _ = _people(102, 1)
+    ids = torch.cat((torch.arange(100), torch.tensor([0, 1])))
+    result = verify(x, identities=ids, fmr=(0.01,), resamples=20).overall
+    assert math.isnan(result.points[0].fnmr.low)
+    assert "2 identities with mated comparisons are too few" in result.points[0].fnmr.reason
+    assert math.isnan(result.auc.low)
+    assert result.points[0].fmr.low < 0.01 < result.points[0].fmr.high
+
+
+def test_people_with_many_images_do_not_count_as_many() -> None:
+    """FNMR of people who are all right or all wrong; some have twelve times the comparisons of others."""
+    hit, runs = 0, 60
+    for seed in range(runs):
+        rng = torch.Generator().manual_seed(seed)
+        wrong = torch.rand(40, generator=rng) < 0.3
+        often = torch.where(torch.rand(40, generator=rng) < 0.15, 36, 3)
+        who = torch.arange(40).repeat_interleave(often)
+        pairs = torch.combinations(torch.arange(40))
+        scores = torch.cat((torch.rand(len(pairs), generator=rng), torch.where(wrong[who], -1.0, 2.0)))
+        both = torch.cat((pairs, torch.stack((who, who), 1)))
+        mated = both[:, 0] == both[:, 1]
+        fnmr = verify(scores=scores, mated=mated, identities=both, fmr=(0.1,), resamples=100).overall.points[0].fnmr
+        hit += fnmr.low <= 0.3 <= fnmr.high
+    assert hit >= 0.88 * runs  # 0.65 with as many independent comparisons as there are people
+
+
+def test_identities_may_be_any_numbers_but_not_negative() -> None:
+    scores, mated, both = _draw(40, 0)
+    plain = verify(scores=scores, mated=mated, identities=both, fmr=(0.05,), resamples=20)
+    large = verify(scores=scores, mated=mated, identities=both * 10**9 + 7, fmr=(0.05,), resamples=20)
+    assert large.to_dict() == plain.to_dict()
+    with pytest.raises(DataError, match="numbers from 0"):
+        verify(scores=scores, mated=mated, identities=both - 1)
+
+
+@pytest.mark.parametrize("given", ["list", "array"])
+def test_arrays_and_lists_speak_up(given: str) -> None:
+    x, ids, _ = _people()
+    other = x.tolist() if given == "list" else x.numpy()
+    calls: list[Any] = [lambda: verify(other, identities=ids), lambda: cross_scores(other, ids)]
+    calls += [lambda: compare(other, torch.tensor([[0, 1]])), lambda: verify(x, identities=ids.numpy())]
+    calls += [lambda: verify(scores=np.zeros(3), mated=torch.ones(3) > 0), lambda: cross_scores(x, ids.tolist())]
+    calls += [lambda: ScoreHistogram.empty().update(other, ids > 0), lambda: verify(x, identities=["a", "b"] * 120)]
+    for call in calls:
+        with pytest.raises(ShapeError):
+            call()
+
+
+def test_targets_in_any_form() -> None:
+    x, ids, _ = _people()
+    for fmr in (0.1, [0.1], (0.1,), np.array([0.1]), torch.tensor(0.1, dtype=torch.float64), np.float64(0.1)):
+        assert [p.target for p in verify(x, identities=ids, fmr=fmr, resamples=0).overall.points] == [0.1]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
+        ({"identities": torch.full((240,), -1)}, DataError, "numbers from 0"),
+        ({"groups": {"gender": ("a", "b")}}, GroupError, "list of names"),
+        ({"fmr": "0.1"}, DataError, "FMR is a share"),
+        ({"fmr": None}, DataError, "FMR is a share"),
+        ({"fmr": math.nan}, DataError, "FMR is a share"),
         ({"identities": torch.arange(5)}, ShapeError, "identities per face"),
         ({"identities": torch.rand(240)}, ShapeError, "identities per face"),
         ({"group_ids": None}, GroupError, "go together"),
@@ -401,6 +463,27 @@ def test_ten_folds_by_brute_force() -> None:
         assert any(value == pytest.approx(right(f == fold, candidates[k])) for k in best)
     assert result.value == pytest.approx(np.mean(result.folds))
     assert result.standard_error == pytest.approx(np.std(result.folds, ddof=1) / math.sqrt(10))
+
+
+def test_the_tested_fold_has_no_say_in_its_threshold() -> None:
+    """The other folds leave a gap from 0.3 to 0.6, whose middle is 0.45: not where fold 0 would like it."""
+    scores = torch.tensor([0.32, 0.35, 0.3, 0.6, 0.2, 0.9])
+    mated = torch.tensor([False, True] * 3)
+    accuracy = verify(scores=scores, mated=mated, folds=torch.tensor([0, 0, 1, 1, 2, 2]), fmr=0.5).overall.accuracy
+    assert accuracy.folds[0] == 0.5  # 0.32 and 0.35 are both below
+
+
+def test_folds_count_comparisons_as_what_they_stand_for() -> None:
+    scores, mated = _scores(200, 200, 7)
+    weights, folds = torch.arange(400) % 3 + 1, torch.arange(400) % 5
+    group = torch.full((400,), -1)
+    weighted = Comparisons(scores, mated, group, weights=weights.double())
+    copied = Comparisons(*(x.repeat_interleave(weights) for x in (scores, mated, group)))
+    few, many = (
+        evaluate(c, (0.2,), "pooled", folds=f).overall.accuracy.folds
+        for c, f in ((weighted, folds), (copied, folds.repeat_interleave(weights)))
+    )
+    assert few == pytest.approx(many)
 
 
 def test_a_list_like_lfws_is_cut_into_its_own_folds() -> None:
@@ -532,6 +615,11 @@ def test_histograms_that_do_not_fit_speak_up() -> None:
         h.compute()
     with pytest.raises(DataError, match="too few bins"):
         ScoreHistogram.empty(bins=1)
+    with pytest.raises(DataError, match="too few bins"):
+        ScoreHistogram.empty(bins=10.5)  # type: ignore[arg-type]
+    for names in ("ab", ["a", "a"]):
+        with pytest.raises(GroupError, match="different names"):
+            ScoreHistogram.empty(names)
     with pytest.raises(DataError, match="block"):
         cross_scores(_people()[0], _people()[1], block=0)
 
