@@ -563,7 +563,7 @@ def shown(m: Measured) -> str:
     if math.isnan(m.value):
         return "–"
     percent = [100 * round(x, 6) for x in m[:3]]
-    return f"{percent[0]:.3g} %" + ("" if math.isnan(m.low) else f" [{percent[1]:.2g}, {percent[2]:.3g}]")
+    return f"{percent[0]:.3g} %" + ("" if math.isnan(m.low) else f" [{percent[1]:.3g}, {percent[2]:.3g}]")
 
 
 def _rate(fair: Fairness, metric: str, group: str) -> Measured:
@@ -634,10 +634,9 @@ def paired(
 
 
 def beyond_chance(fair: Fairness, measure: str) -> bool:
-    """Whether groups differ more than equal ones do; also where no limit is known, as for the trade-off."""
+    """Whether groups differ more than equal ones do. The trade-off is no such measure: it has no fair value."""
     value, limit = fair.measures[measure].value, fair.by_chance[measure]
-    within = value >= limit if measure == "fdr" else value <= limit
-    return not within
+    return measure == "trade_off" or (value < limit if measure == "fdr" else value > limit)
 
 
 def without_errors(m: Measured) -> Measured:

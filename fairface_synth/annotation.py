@@ -27,7 +27,7 @@ from torch import Tensor
 from .artifacts import atomic_path, has_values
 from .errors import DataError, FairFaceError, GroupError, ShapeError
 from .identities import _fingerprint, embed
-from .tables import read_table
+from .tables import is_missing, read_table
 
 if TYPE_CHECKING:
     from .attribute_classifier import MAC
@@ -337,18 +337,11 @@ def texts(values: Any, what: str, n: int) -> np.ndarray | None:
     written = array.astype(str)
     if written.shape != (n,):
         raise ShapeError(f"{what} do not fit the set", expected=[n], got=list(written.shape))
-    lacking = [_is_missing(x) for x in array] if array.dtype == object else []
+    lacking = [is_missing(x) for x in array] if array.dtype == object else []
     if array.dtype.kind == "f" or any(lacking) or bool((written == "").any()):
         fix = "give each such face an identity of its own, or the whole set None" if what == "identities" else None
         raise DataError(f"{what} are missing for some faces", expected="a name or whole number each", fix=fix)
     return written
-
-
-def _is_missing(x: Any) -> bool:
-    try:
-        return x is None or bool(x != x)
-    except TypeError:  # pandas.NA
-        return True
 
 
 def _summary(source: Annotations | AnnotationFolder, reliability: bool, identities: bool) -> str:

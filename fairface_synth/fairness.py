@@ -227,15 +227,15 @@ def fairness(
     have Wilson's interval at the effective number of comparisons, the FMR at the τ reported. Measures have percentiles.
     Noise alone makes groups differ, so that no percentile ever reaches the fair value: `by_chance` says what a measure
     comes to where groups are equal (the resamples, moved so that all groups have the same mean), and the interval
-    reaches to the fair value unless the measure is beyond that limit. Without identities there are no intervals:
-    resampling comparisons would give ones that are far too narrow.
+    reaches to the measure less that limit: to the fair value, unless the measure is beyond it. Without identities there
+    are no intervals: resampling comparisons would give ones that are far too narrow.
 
     Args:
         scores: [m], higher is more alike; or what `verify` gave, and then mated, group, groups and identities
             are its.
         mated: bool [m].
-        group: of both faces of each comparison: names, None or "" for comparisons that are not within a group; or
-            int64 [m], −1 for those.
+        group: of both faces of each comparison: names, None, NaN or "" for comparisons that are not within a group; or
+            whole numbers [m], −1 for those.
         at_fmr: τ is the lowest threshold at which no more than this share of all non-mated comparisons match.
         threshold: None: as at_fmr says; "within": so, but over the non-mated comparisons within groups; or τ itself.
         groups: the groups' names, needed with int64 ids. With names: those there should be; what does not occur is
@@ -474,18 +474,22 @@ def _undefined(name: str, rates: Tensor, uses: Sequence[int]) -> str:
 
 
 def _interval(name: str, value: float, draws: Tensor, equal: Tensor) -> tuple[Measured, float]:
-    """The figure with its interval, and the limit of chance: of its values where groups are equal, 95 % are fairer."""
+    """The figure with its interval, and the limit of chance: of its values where groups are equal, 95 % are fairer.
+
+    By the triangle inequality what is seen is at most what is true and what chance adds, together: taking the limit of
+    chance off the figure (for the ratios, dividing) leaves the least that is true.
+    """
     low, high = percentiles(draws)
     if low != low:
         return Measured(value, reason="not defined in most resamples"), math.nan
-    if name == "trade_off":
-        return Measured(value, low, high), math.nan
-    sign = -1 if name == "fdr" else 1
+    if name == "trade_off":  # its STD is too large by chance, and larger still on the resamples: reflected as well
+        return Measured(value, min(low, 2 * value - high), max(high, 2 * value - low)), math.nan
+    fair, sign = float(MEASURES[name][1]), -1 if name == "fdr" else 1
     known = torch.where(equal.isnan(), math.inf, sign * equal).sort().values  # 0 / 0: no limit
     limit = sign * float(known[math.ceil(0.95 * (len(known) - 1))])
-    if sign * value <= sign * limit:
-        fair = float(MEASURES[name][1])
-        low, high = min(low, fair), max(high, fair)
+    beyond = value / limit if name in ("ir", "ser") else value - limit + fair
+    least = beyond if sign * value > sign * limit else fair
+    low, high = min(low, least), max(high, least)
     return Measured(value, low, high), limit
 
 
@@ -504,7 +508,3 @@ def _notes(f: Fairness, c: Comparisons, unresolved: str, pool: str, accuracy_at:
     if not all(math.isnan(limit) for limit in f.by_chance.values()):
         notes.append("By chance: where groups are equal, a measure is fairer than this in 95 % of resamples.")
     return tuple(notes)
-
-
-# `recognition` still calls these so.
-_MEASURES, _measures = MEASURES, measures_of

@@ -202,6 +202,9 @@ class PairSet:
         Raises:
             GroupError: labels that the set does not have.
         """
+        if not isinstance(groups, Groups):
+            got, fix = f"a {type(groups).__name__}", 'Groups({"gender": ("female", "male")})'
+            raise GroupError("groups are labels and their values", expected="Groups", got=got, fix=fix)
         if not isinstance(self.faces, FaceSet):
             raise GroupError(f"{self.name} is a packed set, which has no labels", expected="a set with labels")
         return self.faces.group_ids(groups)
@@ -687,8 +690,13 @@ def _read_list(request: _Request) -> _Listed:
         if path.suffix != ".parquet":
             return _from_lines(path, request.columns)
         source = path
-    table = {name: [str(cell).strip() for cell in column.tolist()] for name, column in read_table(source).items()}
+    table = {name: [_text(cell) for cell in column.tolist()] for name, column in read_table(source).items()}
     return _from_columns(_chosen(list(table), request.columns), table, lambda i: f"row {i + 1}")
+
+
+def _text(cell: Any) -> str:
+    """A table's cell; "" where it is missing: None, or NaN, which differs from itself."""
+    return "" if cell is None or cell != cell else str(cell).strip()
 
 
 def _from_lines(path: Path, columns: Mapping[str, str]) -> _Listed:
@@ -773,13 +781,15 @@ def _from_columns(
 
 def _list_identities(
     column: Mapping[str, Sequence[str]], pairs: np.ndarray, n: int
-) -> tuple[list[str], tuple[str, ...]]:
+) -> tuple[list[str] | None, tuple[str, ...]]:
     who = [""] * n
     wrong = 0
     for rows, names in zip(pairs.tolist(), zip(column["identity1"], column["identity2"], strict=True), strict=True):
         for row, name in zip(rows, names, strict=True):
             wrong += who[row] not in ("", name)
             who[row] = name
+    if "" in who:  # who are not known are not one person
+        return None, (f"{who.count('')} faces have no identity; the identities are therefore not used",)
     return who, (f"{wrong} times a face is given another identity than before",) if wrong else ()
 
 

@@ -412,14 +412,14 @@ def score_scatter(
     return figure
 
 
-def kl_heatmap(tables: Sequence[KLTable] | KLMatrix, *, title: str | None = None) -> Figure:
+def kl_heatmap(tables: KLTable | Sequence[KLTable] | KLMatrix, *, title: str | None = None) -> Figure:
     """KL divergence as a heat map: attributes × pairs of sets in both directions, or a matrix of sets.
 
     Colour is on a square-root scale, dark for 0; numbers are in nats. ° marks what equal distributions often give, and
     * an attribute whose labels are known to be weak.
 
     Args:
-        tables: of `kl_table`, over the same attributes, a column each; or a `kl_matrix`.
+        tables: one or more of `kl_table`, over the same attributes, a column each; or a `kl_matrix`.
         title: above the figure.
 
     Raises:
@@ -427,7 +427,11 @@ def kl_heatmap(tables: Sequence[KLTable] | KLMatrix, *, title: str | None = None
     """
     import numpy as np
 
-    if not isinstance(tables, Sequence):
+    from .divergence import KLMatrix, KLTable
+
+    if isinstance(tables, KLTable):
+        tables = [tables]
+    if isinstance(tables, KLMatrix):
         names = tables.names
         panels = {f"KL(P‖Q), {tables.statistic}": (tables.kl.value.numpy(), tables.kl.null_high.numpy())}
         return _heat_panels(panels, [f"P = {n}" for n in names], [f"Q = {n}" for n in names], title)
@@ -622,6 +626,8 @@ def fairness_dashboard(result: Fairness | Verification, *, at_fmr: float = 1e-3,
 
 def _draw_rates(ax: Axes, fair: Fairness, metric: str, label: str, *, names: bool) -> None:
     """Groups from top to bottom, a dot and its interval each; FMR on a logarithmic axis, where 0 is an arrow."""
+    from matplotlib.ticker import LogLocator
+
     log, scale = metric == "fmr", 1 if metric == "fmr" else 100
     for y, group in enumerate(fair.counts):
         m = fair.by_group[metric].get(group)
@@ -651,6 +657,9 @@ def _draw_rates(ax: Axes, fair: Fairness, metric: str, label: str, *, names: boo
         ax.axvline(scale * whole, color="black", linewidth=0.9, linestyle=":")
     if log:
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
     ax.set_ylim(len(fair.counts) - 0.5, -0.5)
     ax.set_yticks(range(len(fair.counts)), list(fair.counts) if names else [""] * len(fair.counts), fontsize=8)
     ax.tick_params(axis="x", labelsize=7)

@@ -23,18 +23,18 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, GroupError
-from .fairness import _MEASURES, _measures
+from .fairness import MEASURES, measures_of
 from .reports import markdown_table
 from .tables import to_frame
 from .verification import (
     Comparisons,
     Measured,
     Verification,
-    _measured_dict,
-    _tables,
-    _unresolved,
     few_identities,
     identity_weights,
+    measured_dict,
+    score_tables,
+    why_unresolved,
 )
 
 _OF_ACCURACY = ("std", "ser", "trade_off")
@@ -67,7 +67,7 @@ class RunComparison:
     def to_dict(self) -> dict[str, Any]:
         """{"figures", "differences", "per_seed", …}, plain numbers."""
         plain = {
-            key: {regime: {k: _measured_dict(m) for k, m in row.items()} for regime, row in table.items()}
+            key: {regime: {k: measured_dict(m) for k, m in row.items()} for regime, row in table.items()}
             for key, table in (("figures", self.figures), ("differences", self.differences))
         }
         seeds = {r: {k: list(v) for k, v in row.items()} for r, row in self.per_seed.items()}
@@ -142,8 +142,8 @@ def compare_runs(
         GroupError: fewer than two groups, or a group that is absent.
     """
     first, baseline = _check_runs(runs, baseline, fmr, alpha, resamples)
-    tables = _tables(first)
-    unresolved = {f: _unresolved(tables[0], f) for f in fmr}
+    tables = score_tables(first)
+    unresolved = {f: why_unresolved(tables[0], f) for f in fmr}
     people = [table.identities(first) or 0 for table in tables[1:-1]]
     no_interval = "" if resamples else "no intervals were asked for (resamples=0)"
     no_interval = no_interval or few_identities(min(people))
@@ -185,11 +185,11 @@ def compare_runs(
 
 def _names(groups: Sequence[str], fmr: Sequence[float], unresolved: Mapping[float, str]) -> tuple[list[str], list[str]]:
     """Names of the figures in the order of `_figures`, and for each why there is none."""
-    names = ["accuracy", *(f"accuracy, {g}" for g in groups), *(_MEASURES[m][0] for m in _OF_ACCURACY)]
+    names = ["accuracy", *(f"accuracy, {g}" for g in groups), *(MEASURES[m][0] for m in _OF_ACCURACY)]
     reasons = [""] * len(names)
     for f in fmr:
         at = [f"TAR@{f:g}", *(f"TAR@{f:g}, {g}" for g in groups), *(f"FMR@{f:g}, {g}" for g in groups)]
-        names += at + [f"{_MEASURES[m][0]}@{f:g}" for m in _AT_FMR]
+        names += at + [f"{MEASURES[m][0]}@{f:g}" for m in _AT_FMR]
         reasons += [unresolved[f]] * (len(names) - len(reasons))
     return names, reasons
 
@@ -198,7 +198,7 @@ def _figures(
     c: Comparisons, fmr: Sequence[float], alpha: float, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None]:
     """All figures [K], and the same on each resample [B, K]."""
-    tables = _tables(c)[:-1]
+    tables = score_tables(c)[:-1]
 
     def under(w: Tensor | None) -> Tensor:
         sums = [table.sums(w) for table in tables]
@@ -210,7 +210,7 @@ def _figures(
             false_match = _rows(t.fmr(s, at) for t, s in zip(tables, sums, strict=True))
             false_non_match = _rows(t.fnmr(s, at) for t, s in zip(tables, sums, strict=True))
             rates = torch.stack((false_match, false_non_match, accuracy), dim=2)[:, 1:]
-            found = _measures(rates, alpha)
+            found = measures_of(rates, alpha)
             if not columns:
                 columns += [accuracy, _rows(found[m] for m in _OF_ACCURACY)]
             columns += [1 - false_non_match, false_match[:, 1:], _rows(found[m] for m in _AT_FMR)]
@@ -295,7 +295,7 @@ def _check_runs(
             expected="verify of the same faces in the same order, with the same seed and n_pairs",
             got="other identities, groups or pairs",
         )
-    absent = [n for n, t in zip(first.names, _tables(first)[1:-1], strict=True) if not t.mated or not t.non_mated]
+    absent = [n for n, t in zip(first.names, score_tables(first)[1:-1], strict=True) if not t.mated or not t.non_mated]
     if len(first.names) < 2 or absent:
         raise GroupError("groups are compared", expected="two or more, none of them absent", got=absent or first.names)
     return first, baseline

@@ -85,7 +85,8 @@ def wilson_interval(count: Tensor, total: Tensor | int) -> tuple[Tensor, Tensor]
     half = _Z95 / (1 + _Z95**2 / n) * (p * (1 - p) / n + _Z95**2 / (4 * n**2)).sqrt()
     empty = n < 0.5
     low, high = (centre - half).clamp(0, 1), (centre + half).clamp(0, 1)
-    return torch.where(empty, 0.0, low), torch.where(empty, 1.0, high)
+    # Exactly 0 and 1 at the ends, where rounding would leave 1e-17.
+    return torch.where(empty | (p <= 0), 0.0, low), torch.where(empty | (p >= 1), 1.0, high)
 
 
 def share_text(share: Tensor | float, low: Tensor | float, high: Tensor | float) -> str:

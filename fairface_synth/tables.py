@@ -123,13 +123,14 @@ def _column(name: str, values: Any) -> np.ndarray:
         raise ShapeError(f"column {name!r} is not one-dimensional", expected="[n]", got=list(column.shape))
     if column.dtype.kind in "biuf":
         return column
-    missing = np.array([_is_missing(x) for x in column], dtype=bool)
+    missing = np.array([is_missing(x) for x in column], dtype=bool)
     if column.dtype == object and all(isinstance(x, int | float | np.number) for x in column[~missing]):
         return np.where(missing, np.nan, column).astype(np.float64)
     return np.where(missing, "", column).astype(str)
 
 
-def _is_missing(x: Any) -> bool:
+def is_missing(x: Any) -> bool:
+    """Whether a value is None, NaN or pandas' NA."""
     try:
         return x is None or bool(x != x)
     except TypeError:  # pandas' NA is neither equal nor unequal

@@ -1086,7 +1086,3 @@ def _fold_accuracy(table: ScoreTable, c: Comparisons, folds: Tensor | None, abse
         return FoldAccuracy(math.nan, reason="fewer than two folds")
     values = torch.tensor(accuracies, dtype=torch.float64)
     return FoldAccuracy(float(values.mean()), float(values.std()) / math.sqrt(n), tuple(accuracies))
-
-
-# `recognition` still calls these so.
-_measured_dict, _tables, _unresolved = measured_dict, score_tables, why_unresolved

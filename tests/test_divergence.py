@@ -272,6 +272,18 @@ def test_plugin_is_the_stated_formula() -> None:
     assert torch.allclose(table.mean["kl_pq"].value, table.kl_pq.value.mean())
 
 
+def test_the_documented_numbers() -> None:
+    """docs/divergence.md; the corrected value is twice the plug-in less the mean of a plain bootstrap of it."""
+    p, q = ({"Smiling": [1.0] * k + [0.0] * (100 - k)} for k in (30, 40))
+    table = kl_table(p, q, replicates=2000)
+    assert float(table.kl_pq.plugin[0]) == pytest.approx(0.0211, abs=5e-5)
+    rng = np.random.default_rng(0)
+    (a, x), (b, y) = ((rng.binomial(100, k / 100, 10**5) + 0.5, 101) for k in (30, 40))
+    drawn = entropy([a / x, 1 - a / x], [b / y, 1 - b / y]).mean()
+    assert float(table.kl_pq.value[0]) == pytest.approx(2 * 0.0211 - drawn, abs=0.0025)
+    assert float(table.kl_pq.value[0]) == pytest.approx(0.012, abs=0.0015)
+
+
 def test_histograms_are_smoothed_over_the_bins_that_either_set_uses() -> None:
     p, q = torch.tensor([0.05] * 3 + [0.95] * 5), torch.tensor([0.05] * 6 + [0.55] * 2)
     schema = AttributeSchema(("x",))
@@ -603,6 +615,7 @@ def test_heat_maps_show_every_attribute_and_pair() -> None:
     assert matrix.axes[0].get_ylabel() == ""
     with pytest.raises(DataError, match="no common attributes"):
         plotting.kl_heatmap([])
+    assert plotting.kl_heatmap(kl_table(random_set(50, 1), random_set(50, 2))).axes
 
 
 def test_errors_speak_up() -> None:

@@ -197,7 +197,7 @@ def two_matchers(script: ModuleType, seed: int) -> dict:
     who = torch.arange(60).repeat_interleave(4)
     people, noise = torch.randn(60, 16, generator=rng)[who], torch.randn(240, 16, generator=rng)
     results = {}
-    for name, scale in (("a", 0.5), ("b", 0.8)):
+    for name, scale in (("a", 0.7), ("b", 1.0)):
         vectors = torch.nn.functional.normalize(people + scale * noise, dim=1)
         results[name] = ffs.verify(
             vectors, identities=who, groups=["x", "y"], group_ids=who % 2, fmr=(0.05,), resamples=0

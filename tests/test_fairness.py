@@ -262,8 +262,12 @@ def _truth(shifts: dict[str, tuple[float, float]], tau: float) -> dict[str, floa
 
 @pytest.mark.parametrize(
     "shifts",
-    [{"a": (0.0, 3.5), "b": (0.0, 3.5), "c": (0.0, 3.5)}, {"a": (0.0, 3.5), "b": (0.4, 3.2), "c": (0.8, 4.2)}],
-    ids=["equal", "different"],
+    [
+        {"a": (0.0, 3.5), "b": (0.0, 3.5), "c": (0.0, 3.5)},
+        {"a": (0.0, 3.5), "b": (0.4, 3.2), "c": (0.8, 4.2)},
+        {"a": (-0.4, 3.2), "b": (-0.4, 2.7), "c": (-0.4, 3.5)},  # GARBE: chance in the FMR, a difference in the FNMR
+    ],
+    ids=["equal", "different", "in the FNMR alone"],
 )
 def test_intervals_cover(shifts: dict[str, tuple[float, float]]) -> None:
     """At τ = 2, also where groups are equal, and every estimate of a spread is too large."""
@@ -272,8 +276,10 @@ def test_intervals_cover(shifts: dict[str, tuple[float, float]]) -> None:
     for seed in range(runs):
         options: dict[str, Any] = {"threshold": 2.0, "accuracy_at": "threshold", "resamples": 100, "seed": seed}
         for name, m in fairness(**_draw(seed, shifts), **options).measures.items():
-            missed[name] += not m.low - 1e-9 <= truth[name] <= m.high + 1e-9
+            known = name != "ir" or not math.isnan(m.low)  # where no one is mistaken in a group, it is not defined
+            missed[name] += known and not m.low - 1e-9 <= truth[name] <= m.high + 1e-9
     assert max(missed.values()) <= 5, missed  # of 30; 1.5 are expected
+    assert missed["garbe"] <= 3  # percentiles alone: 5 in the third case
     assert sum(missed.values()) <= 0.08 * runs * len(missed)
 
 

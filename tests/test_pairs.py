@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import string
@@ -682,3 +683,22 @@ def test_a_table_of_bfws_size_reads_in_seconds(tmp_path) -> None:
     assert time.process_time() - start < 15
     assert len(pairs) == len(rows)
     assert len(pairs.faces) == len(files)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, ""])
+def test_missing_cells_are_no_paths_and_no_person(missing: object, tmp_path: Path) -> None:
+    cells = np.array(["b", missing], dtype=object)  # as in a frame
+    table = {"first": ["a", "c"], "second": cells, "mated": [True, True]}
+    with pytest.raises(DataError, match="row 2: not a pair"):
+        read_pairs("list", tmp_path, pairs=table)
+    who = np.array(["p", missing], dtype=object)
+    table |= {"second": ["b", "d"], "id1": who, "id2": who}
+    pairs = read_pairs("list", tmp_path, pairs=table)
+    assert pairs.identity_ids is None
+    assert "2 faces have no identity" in pairs.notes[0]
+
+
+def test_groups_are_groups(tmp_path: Path) -> None:
+    pairs = read_pairs("list", tmp_path, pairs={"first": ["a"], "second": ["b"], "mated": [True]})
+    with pytest.raises(GroupError, match="labels and their values"):
+        pairs.group_ids(["a"])  # type: ignore[arg-type]

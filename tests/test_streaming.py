@@ -245,10 +245,10 @@ def test_a_state_of_other_settings_is_refused() -> None:
     for kwargs in ({"seed": 1}, {"groups": "dark"}, {"world_size": 2}, {"axes": AXES}, {"perturbation": 0.3}):
         with pytest.raises(DataError, match="another stream"):
             stream(_source(), 8, **kwargs).load_state_dict(state)
-    other = [Axis(AXES[0].direction, [9.0] * sum(len(torch.as_tensor(axis.steps)) for axis in AXES))]
+    other = [ffs.Axis(AXES[0].direction, [9.0] * sum(len(torch.as_tensor(axis.steps)) for axis in AXES))]
     with pytest.raises(DataError, match="another stream"):  # as many edits, but others
         stream(_source(), 8, axes=other).load_state_dict(stream(_source(), 8, axes=AXES).state_dict())
-    one, whole = [Axis(AXES[0].direction, [1.0])], stream(_source(), 8, perturbation=1.0)
+    one, whole = [ffs.Axis(AXES[0].direction, [1.0])], stream(_source(), 8, perturbation=1.0)
     with pytest.raises(DataError, match="another stream"):
         stream(_source(), 8, axes=one).load_state_dict(whole.state_dict())
     with pytest.raises(DataError, match="no state"):
@@ -529,7 +529,7 @@ def test_sources_that_cannot_be(pipeline: ffs.Pipeline) -> None:
 @pytest.mark.parametrize(
     "wrong", [lambda w: w[:1], lambda w: torch.cat((w, w)), lambda w: w.numpy(), lambda w: w[:, 0]]
 )
-def test_a_source_must_give_one_latent_a_face(wrong: Callable[[Tensor], Any]) -> None:
+def test_a_source_must_give_one_latent_a_face(wrong: Any) -> None:
     """One too many would shift every image against its identity."""
     good = _source()
     source = SimpleNamespace(generator=good.generator, groups=good.groups, latents=lambda *x: wrong(good.latents(*x)))

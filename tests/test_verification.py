@@ -286,7 +286,7 @@ def test_few_mated_identities_are_few_whatever_else_there_is() -> None:
 
 def test_people_with_many_images_do_not_count_as_many() -> None:
     """FNMR of people who are all right or all wrong; some have twelve times the comparisons of others."""
-    hit, runs = 0, 60
+    hit, runs = 0, 40
     for seed in range(runs):
         rng = torch.Generator().manual_seed(seed)
         wrong = torch.rand(40, generator=rng) < 0.3
@@ -296,9 +296,9 @@ def test_people_with_many_images_do_not_count_as_many() -> None:
         scores = torch.cat((torch.rand(len(pairs), generator=rng), torch.where(wrong[who], -1.0, 2.0)))
         both = torch.cat((pairs, torch.stack((who, who), 1)))
         mated = both[:, 0] == both[:, 1]
-        fnmr = verify(scores=scores, mated=mated, identities=both, fmr=(0.1,), resamples=100).overall.points[0].fnmr
+        fnmr = verify(scores=scores, mated=mated, identities=both, fmr=(0.1,), resamples=60).overall.points[0].fnmr
         hit += fnmr.low <= 0.3 <= fnmr.high
-    assert hit >= 0.88 * runs  # 0.65 with as many independent comparisons as there are people
+    assert hit >= 0.85 * runs  # two thirds, with as many independent comparisons as there are people
 
 
 def test_identities_may_be_any_numbers_but_not_negative() -> None:
