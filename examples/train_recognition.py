@@ -421,7 +421,7 @@ def verified(net: nn.Module, test: Faces, groups: ffs.Groups) -> Verification:
 def write(
     args: argparse.Namespace, source: World | Folder, result: RunComparison, first: dict[str, Verification], cost: str
 ) -> None:
-    figure(result).savefig(args.out / "recognition_tar.png", dpi=150)
+    figure(result).savefig(args.out / "recognition_groups.png", dpi=150)
     for regime, verification in first.items():
         det_curves(verification, title=f"{regime}, seed 0").savefig(args.out / f"det_{regime}.png", dpi=150)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
@@ -450,24 +450,21 @@ def shares_table(shares: dict[str, list[ffs.GroupShares]]) -> str:
 
 
 def figure(result: RunComparison) -> Figure:
-    """TAR of each group in each regime, and what changes against the baseline, with intervals."""
+    """TAR and FMR of each group in each regime, and what changes against the baseline, with intervals."""
     drawn = Figure(figsize=(9, 2 + 0.35 * len(result.groups)), layout="constrained")
-    axes = drawn.subplots(1, 2 * len(FMR), sharey=True)
-    for column, f in enumerate(FMR):
+    axes = drawn.subplots(1, 4, sharey=True)
+    for column, rate in enumerate((f"TAR@{FMR[0]:g}", f"FMR@{FMR[0]:g}")):
         for side, table in enumerate((result.figures, result.differences)):
             ax = axes[2 * column + side]
             for i, regime in enumerate(result.figures):
-                if regime not in table:
-                    continue
-                for y, group in enumerate(result.groups):
-                    m = table[regime][f"TAR@{f:g}, {group}"]
+                for y, group in enumerate(result.groups if regime in table else ()):
+                    m = table[regime][f"{rate}, {group}"]
                     at = y + 0.22 * (i - (len(result.figures) - 1) / 2)
-                    colour, marker = COLOURS[i], "osD"[i]
-                    ax.plot([m.low, m.high], [at, at], color=colour, linewidth=1.6)
-                    ax.plot([m.value], [at], marker, color=colour, ms=5, label=regime if y == 0 else None)
-            ax.set_title(f"TAR at FMR {f:g}" if side == 0 else f"minus {result.baseline}", fontsize=9)
+                    ax.plot([m.low, m.high], [at, at], color=COLOURS[i], linewidth=1.6)
+                    ax.plot([m.value], [at], "osD"[i], color=COLOURS[i], ms=5, label=None if y else regime)
+            ax.set_title(f"{rate}, minus {result.baseline}" if side else rate, fontsize=9)
             if side:
-                ax.axvline(0, color="0.5", linewidth=0.8)
+                ax.axvline(0, color="0.5", linewidth=0.8, zorder=0)
             ax.tick_params(labelsize=8)
     axes[0].set_yticks(range(len(result.groups)), result.groups)
     axes[0].invert_yaxis()
@@ -480,7 +477,7 @@ TEMPLATE = """# Recognition trained on natural, balanced and regularised data
 
 {result}
 
-![TAR of each group](recognition_tar.png)
+![TAR and FMR of each group](recognition_groups.png)
 
 ## Training sets
 

@@ -119,6 +119,8 @@ def _column(name: str, values: Any) -> np.ndarray:
     elif hasattr(values, "to_numpy"):  # pandas, pyarrow
         values = values.to_numpy()
     column = np.asarray(values)
+    if column.dtype.kind == "U" and not isinstance(values, np.ndarray):
+        column = np.asarray(values, dtype=object)  # in a list, NaN has become the word "nan"
     if column.ndim != 1:
         raise ShapeError(f"column {name!r} is not one-dimensional", expected="[n]", got=list(column.shape))
     if column.dtype.kind in "biuf":

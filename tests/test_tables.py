@@ -44,6 +44,7 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
 
 
 def test_missing_values() -> None:
+    assert read_table({"text": ["a", float("nan")]})["text"].tolist() == ["a", ""]
     table = read_table({"text": ["a", None, float("nan")], "number": [1, None, 3.5]})
     assert table["text"].tolist() == ["a", "", ""]
     np.testing.assert_array_equal(table["number"], [1, np.nan, 3.5])

@@ -182,7 +182,7 @@ def run(script: ModuleType, monkeypatch, out: Path, *arguments: str) -> dict:
     monkeypatch.setattr(sys, "argv", ["train_recognition.py", "--out", str(out), "--resamples", "20", *arguments])
     script.main()
     assert "{" not in (out / "report.md").read_text(), "a placeholder was left unfilled"
-    assert (out / "recognition_tar.png").stat().st_size > 0
+    assert (out / "recognition_groups.png").stat().st_size > 0
     return json.loads((out / "results.json").read_text())
 
 
