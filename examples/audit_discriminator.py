@@ -31,6 +31,7 @@ from fairface_synth.artifacts import atomic_path
 from fairface_synth.audits import AuditReport, audit
 from fairface_synth.datasets import read_faces
 from fairface_synth.discriminators import InputRange, Sweep, covariates, face_regions, score, score_table, sweep
+from fairface_synth.errors import DataError, FairFaceError
 from fairface_synth.models.checkpoints import save_discriminator
 from fairface_synth.models.stylegan2 import StyleGAN2Discriminator
 from fairface_synth.plotting import sweep_curves
@@ -132,6 +133,7 @@ def _r(a: Tensor, b: Tensor) -> float:
 def toy(args: argparse.Namespace) -> tuple[Any, dict[str, np.ndarray], Tensor, str]:
     """Discriminator, table, images, and what is to be said of the toy."""
     world, path = ffs.load_demo(), args.out / "discriminator.safetensors"
+    args.out.mkdir(parents=True, exist_ok=True)
     if path.exists():
         print(f"Using {path}; delete it to train again.")
     else:
@@ -163,10 +165,18 @@ def _labels(probabilities: Tensor, values: tuple[str, ...]) -> list[str]:
 def real(args: argparse.Namespace) -> tuple[Any, dict[str, np.ndarray], Any]:
     """Discriminator, table, and the set of images."""
     network = ffs.load_discriminator(args.checkpoint, args.device)
-    faces = read_faces(args.layout, args.images, labels=args.labels)
+    faces = read_faces(args.layout, args.images, labels=args.labels, columns=dict(args.columns) or None)
     print(faces)
+    check_names("factors", args.factors, list(faces.labels))
     table = score_table(network, faces, regions=_regions(args), size=args.size, batch_size=args.batch_size)
     return network, table, faces
+
+
+def check_names(option: str, given: list[str] | None, columns: list[str]) -> None:
+    """Before an hour of scoring, not after it."""
+    unknown = [name for name in given or () if name not in columns]
+    if unknown:
+        raise DataError(f"--{option} names no such column", expected=", ".join(columns), got=", ".join(unknown))
 
 
 def _regions(args: argparse.Namespace) -> Any:
@@ -214,19 +224,20 @@ def _figure(result: Sweep) -> str:
     return f"sweep_{result.transform}{'_raw' if result.input_range == 'uint8_raw' else ''}.png"
 
 
-def verdict(report: AuditReport | None, sweeps: list[Sweep]) -> str:
+def verdict(report: AuditReport, sweeps: list[Sweep]) -> str:
     """Correlation beside sweep, for what was swept: do they agree?"""
     rows = []
     column = {"luminance": "luminance", "red_gain": "red_mean", "brightness": "luminance"}
     for s in sweeps:
         name = "score" if s.input_range == "minus1_1" else "score_raw"
-        found = None if report is None else report.scores[name].correlations
+        found = report.scores[name].correlations if name in report.scores else None
+        row = next((r for r in found.rows if r.column == column[s.transform]), None) if found else None
         mean, low, high = s.curves()[0].derivative
         rows.append(
             [
                 s.transform,
                 s.input_range,
-                "–" if found is None else f"{found[column[s.transform]].pearson:+.2f} ({column[s.transform]})",
+                "–" if row is None else f"{row.pearson:+.2f} ({row.column})",
                 f"{mean:+.4g} [{low:+.4g}, {high:+.4g}]",
                 f"{float((s.derivative > 0).float().mean()):.0%}",
             ]
@@ -238,7 +249,15 @@ def verdict(report: AuditReport | None, sweeps: list[Sweep]) -> str:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
+def _pair(text: str) -> tuple[str, str]:
+    key, mark, name = text.partition("=")
+    if not (key and mark and name):
+        raise argparse.ArgumentTypeError(f"expected KEY=NAME, such as path=file, got {text!r}")
+    return key, name
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/audit_discriminator"))
     source = parser.add_argument_group("what to audit; nothing: the toy")
@@ -248,10 +267,21 @@ def main() -> None:
     real_use = parser.add_argument_group("for --checkpoint")
     real_use.add_argument("--layout", default="folder", help="of the images: folder, fairface, utkface, csv, …")
     real_use.add_argument("--labels", type=Path, help="label file, where the layout has one")
+    real_use.add_argument(
+        "--columns",
+        nargs="+",
+        type=_pair,
+        default=[],
+        metavar="KEY=NAME",
+        help="for --layout csv: which column holds the path, the identity, a label, such as path=file race=ethnicity",
+    )
     real_use.add_argument("--size", type=int, help="cut and resize all images to this side, where they differ")
     real_use.add_argument("--device", default=None, help="for example cuda")
     real_use.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--factors", nargs="*", help="columns of labels; default: race, gender, skin_tone, or all")
+    parser.add_argument("--scores", nargs="+", help="columns of scores; default: all whose name begins with score")
+    parser.add_argument("--colour", nargs=3, metavar=("RED", "GREEN", "BLUE"), help="columns of mean colour, 0–255")
+    parser.add_argument("--luminance", help="column of luminance, 0–1")
     parser.add_argument("--regions", action="store_true", help="covariates of face regions too (finds faces by MTCNN)")
     parser.add_argument("--sweep-images", type=int, default=360, help="for the sweeps: scored 48 times each; 0: none")
     parser.add_argument("--no-bayes", action="store_true", help="leave out the Bayesian regressions (the slowest part)")
@@ -261,22 +291,41 @@ def main() -> None:
     args = parser.parse_args()
     if (args.checkpoint is None) != (args.images is None) or (args.table and args.checkpoint):
         parser.error("give --checkpoint and --images together, or --table, or none of them")
-    args.out.mkdir(parents=True, exist_ok=True)
-    start, about, images, network = time.time(), "", None, None
+    if args.columns and args.layout != "csv":
+        parser.error("--columns is for --layout csv")
+    return args
 
+
+def main() -> None:
+    args = arguments()
+    try:
+        run(args)
+    except FairFaceError as error:  # the user's to mend: the message says how
+        raise SystemExit(f"{error}") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Scores, audit, sweeps; nothing is written before the input has been read."""
+    start, about, images, network = time.time(), "", None, None
+    if args.table is None:
+        check_names("scores", args.scores, ["score", "score_raw", "score_shuffled"])
     if args.table is not None:
         table = ffs.tables.read_table(args.table)
     elif args.checkpoint is not None:
         network, table, images = real(args)
     else:
+        check_names("factors", args.factors, ["gender", "skin_tone"])
         network, table, images, about = toy(args)
     if network is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
         write_table(table, args.out / "scores.csv")
     if args.factors is None:
         args.factors = [f for f in ("race", "gender", "skin_tone") if f in table and network is not None]
     print(f"Scored: {time.time() - start:.0f} s so far.")
 
-    report = audit(table, factors=args.factors or None, bayes=not args.no_bayes)
+    named: dict[str, Any] = {"colour": args.colour, "luminance": args.luminance}
+    named = {name: value for name, value in named.items() if value is not None}
+    report = audit(table, args.scores, args.factors or None, bayes=not args.no_bayes, **named)
     report.save(args.out, overwrite=True)
     parts: list[str] = []
     print(f"\n{report}\n\nAudited: {time.time() - start:.0f} s so far.")

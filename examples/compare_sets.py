@@ -188,9 +188,9 @@ class Results:
         rows = []
         for on, what in ON.items():
             for name, table in self.tables[on].items():
-                rows.append(
-                    [name, what, *(divergence_text(table.mean[kind]) for kind in ("kl_pq", "kl_qp", "asymmetry"))]
-                )
+                kinds = ("kl_pq", "kl_qp", "asymmetry")
+                texts = [divergence_text(table.mean[kind], signed=kind == "asymmetry") for kind in kinds]
+                rows.append([name, what, *texts])
         header = ["Q", "compared on", "KL(P‖Q)", "KL(Q‖P)", "KL(P‖Q) − KL(Q‖P)"]
         return markdown_table(header, rows)
 

@@ -63,6 +63,7 @@ from .models.protocols import Embedder, Generator, Labeller, wrap_generator, wra
 from .pairs import PairSet, read_pairs
 from .pipeline import Pipeline, PipelineReport, Sample
 from .quality import KID, PRDC, Estimate, expected_coverage, kid, prdc
+from .recognition import RunComparison, compare_runs
 from .regularization import (
     GroupDRO,
     consistency_loss,
@@ -156,6 +157,7 @@ __all__ = [
     "Pipeline",
     "PipelineReport",
     "Proposal",
+    "RunComparison",
     "Sample",
     "ScoreHistogram",
     "Scores",
@@ -181,6 +183,7 @@ __all__ = [
     "bayes_linreg",
     "branching_walk",
     "cem",
+    "compare_runs",
     "components",
     "compose",
     "consistency",

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from .artifacts import atomic_path, has_values
 from .errors import DataError, FairFaceError, GroupError, ShapeError
 from .identities import _fingerprint, embed
+from .images import from_uint8, warn_if_unit_range
 from .tables import is_missing, read_table
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 _FORMAT = "fairface_synth.annotations/1"
 _HEADER = "annotations.json"
 _RELIABILITY = ".reliability"
-_IDENTITY_COLUMNS = ("identity", "identities", "personid")
+_IDENTITY_COLUMNS = ("identity", "identities", "personid", "subject", "subjectid")
 _ID_COLUMNS = ("id", "ids", "path", "filename")
+_COVARIATES = ("redmean", "greenmean", "bluemean", "luminance", "ita", "contrast", "saturation", "sharpness")
+_INDEX = re.compile(r"(unnamed\d*)?")  # an index as pandas writes it, and as it reads it again
 _CODE = re.compile(r"[+-]?(0|1|0?\.\d+|[01]\.0*|0\.\d+)|yes|no|true|false")
 
 
@@ -157,6 +160,7 @@ class Annotations:
         identities: whose face it is, an array of str [n]; None if the set has no identities.
         ids: names or paths of the images, an array of str [n]; None if they have none.
         name: of the set.
+        classifier: `MAC.fingerprint` of the one that gave the probabilities; "" if not known.
 
     Raises:
         ShapeError, DataError: shapes that do not fit the schema or each other, values outside 0 … 1, an identity
@@ -169,6 +173,7 @@ class Annotations:
     identities: np.ndarray | None = None
     ids: np.ndarray | None = None
     name: str = ""
+    classifier: str = ""
 
     def __post_init__(self) -> None:
         p = self.probabilities
@@ -238,7 +243,8 @@ class Annotations:
             return None if x is None else x[rows]
 
         p, reliability = self.probabilities[rows], part(self.reliability)
-        return Annotations(self.schema, p, reliability, part(self.identities), part(self.ids), self.name)
+        who_and_which = part(self.identities), part(self.ids)
+        return Annotations(self.schema, p, reliability, *who_and_which, self.name, self.classifier)
 
     def labels(self, threshold: float | Tensor = 0.5, min_reliability: float | None = None) -> Tensor:
         """Hard labels int8 [n, K]: 1 present, −1 absent, 0 undefined or less reliable than `min_reliability`.
@@ -248,9 +254,13 @@ class Annotations:
             min_reliability: leave out what is less reliable.
 
         Raises:
-            DataError: a threshold outside 0 … 1, or a set without reliabilities.
+            DataError: thresholds that are no numbers or outside 0 … 1, or a set without reliabilities.
         """
-        threshold = torch.as_tensor(threshold, dtype=torch.float32).to(self.probabilities.device)
+        try:
+            threshold = torch.as_tensor(threshold, dtype=torch.float32).to(self.probabilities.device)
+        except (TypeError, ValueError) as error:
+            expected = f"a number, or a tensor [{len(self.schema)}]"
+            raise DataError("a threshold is a probability", expected=expected, got=repr(threshold)) from error
         if threshold.ndim and threshold.shape != (len(self.schema),):
             raise ShapeError("thresholds do not fit", expected=f"[{len(self.schema)}]", got=list(threshold.shape))
         if has_values(threshold) and not bool(((threshold >= 0) & (threshold <= 1)).all()):
@@ -259,6 +269,8 @@ class Annotations:
         labels = torch.where(p >= threshold, 1, torch.where(p.isnan(), 0, -1)).to(torch.int8)
         if min_reliability is None:
             return labels
+        if not isinstance(min_reliability, Real):
+            raise DataError("a reliability is a number", expected="0.3, say", got=repr(min_reliability))
         if self.reliability is None:
             raise DataError("this set has no reliabilities", fix="annotate(…, reliability_passes=100)")
         return torch.where(self.reliability >= min_reliability, labels, 0)
@@ -273,10 +285,12 @@ class Annotations:
         return table
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a parquet file, atomically; the schema and the set's name are in its metadata."""
+        """Write a parquet file, atomically; schema, name and classifier are in its metadata."""
         path = Path(path)
         if path.suffix != ".parquet":
-            raise DataError("annotations are saved as parquet", expected="a name ending in .parquet", got=path.name)
+            fix = f"a table without schema and name: ffs.write_table(annotations.to_table(), {path.name!r})"
+            expected = "a name ending in .parquet"
+            raise DataError("annotations are saved as parquet", expected=expected, got=path.name, fix=fix)
         _write_parquet(self, path)
         return path
 
@@ -293,14 +307,15 @@ class Annotations:
         if header is None:
             fix = "ffs.as_annotations(path) reads any table"
             raise DataError(f"{path} holds something else", expected="a file of Annotations.save", fix=fix)
-        return _from_arrow(parquet.read_table(path), _schema_of(header), header["name"])
+        return _from_arrow(parquet.read_table(path), _schema_of(header), header["name"], header.get("classifier", ""))
 
 
 def check_labels(labels: Tensor, schema: AttributeSchema) -> Tensor:
     """The labels as they are; an error unless they are −1, 0 and 1 in the shape [n, K]. Looks at the values once."""
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.shape[1] != len(schema):
         got = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise ShapeError("labels do not fit the schema", expected=f"tensor [n, {len(schema)}]", got=got)
+        fix = "schema= defaults to MAAD_FACE's 47: pass schema=AttributeSchema((…))" if schema is MAAD_FACE else None
+        raise ShapeError("labels do not fit the schema", expected=f"tensor [n, {len(schema)}]", got=got, fix=fix)
     if labels.dtype == torch.bool:
         fix = "False for absent: 2 * labels.int() - 1"
         raise DataError(
@@ -313,7 +328,17 @@ def check_labels(labels: Tensor, schema: AttributeSchema) -> Tensor:
     return labels
 
 
-def _warn_of_zero_one(labels: Tensor, schema: AttributeSchema) -> None:
+def check_negatives(labels: Tensor, schema: AttributeSchema) -> None:
+    """DataError for labels of 0 and 1 without a −1, whose zeros would count as undefined; a warning for columns."""
+    if not has_values(labels):
+        return
+    if bool((labels == 0).any()) and bool((labels > 0).any()) and not bool((labels < 0).any()):
+        expected = "1 present, −1 absent, 0 undefined"
+        raise DataError("no face is labelled −1 (absent)", expected=expected, got="0 and 1", fix="2 * labels - 1")
+    _warn_of_zero_one(labels, schema, stacklevel=4)
+
+
+def _warn_of_zero_one(labels: Tensor, schema: AttributeSchema, stacklevel: int = 3) -> None:
     doubtful = (labels == 0).any(0) & (labels > 0).any(0) & ~(labels < 0).any(0)
     names = [name for name, doubt in zip(schema.names, doubtful.tolist(), strict=True) if doubt]
     if names:
@@ -321,7 +346,7 @@ def _warn_of_zero_one(labels: Tensor, schema: AttributeSchema) -> None:
         warnings.warn(
             f"no face is labelled −1 (absent) in {which}, and 0 is read as undefined; "
             "if 0 means absent there, code it −1: 2 * labels - 1",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
@@ -361,7 +386,8 @@ class AnnotationFolder:
         path: the folder.
 
     Attributes:
-        path, schema, name: see `Annotations`.
+        path: the folder.
+        schema, name, classifier: see `Annotations`; the name is the folder's if the set was given none.
         header: everything else that is known of how the set was annotated.
 
     Raises:
@@ -371,7 +397,8 @@ class AnnotationFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.header = _read_header(self.path)
-        self.schema, self.name = _schema_of(self.header), str(self.header["name"])
+        self.schema, self.name = _schema_of(self.header), str(self.header["name"]) or self.path.name
+        self.classifier = str(self.header["mac"])
         missing = [p.name for p in _parts(self.path, self.header) if not p.exists()]
         if missing:
             raise DataError(
@@ -398,7 +425,7 @@ class AnnotationFolder:
                 file = parquet.ParquetFile(part)
             with file:
                 for batch in file.iter_batches(rows):
-                    yield _from_arrow(batch, self.schema, self.name)
+                    yield _from_arrow(batch, self.schema, self.name, self.classifier)
 
     def load(self) -> Annotations:
         """The whole set in memory."""
@@ -412,31 +439,53 @@ class AnnotationFolder:
             return join([getattr(part, what) for part in parts])
 
         p, reliability = joined("probabilities"), joined("reliability")
-        return Annotations(self.schema, p, reliability, joined("identities"), joined("ids"), self.name)
+        who_and_which = joined("identities"), joined("ids")
+        return Annotations(self.schema, p, reliability, *who_and_which, self.name, self.classifier)
 
 
-def as_annotations(source: Any) -> Annotations | AnnotationFolder:
+def as_annotations(source: Any, schema: AttributeSchema | None = None) -> Annotations | AnnotationFolder:
     """Annotations from whatever they are in.
 
     Args:
         source: Annotations or an AnnotationFolder; the path of one of them; or anything `tables.read_table` reads: a
             dict of columns, a pandas frame, the path of a .csv, .tsv or .parquet file, …; or a `FaceSet` with
-            annotations, such as MAAD-Face's. In a table, columns identity, identities or person_id hold identities; id,
-            path or filename the images' names; "<attribute>.reliability" a reliability; every other column of numbers
-            is an attribute. Columns of words (race, gender) are left out with a warning. If any value is −1 the coding
-            is MAAD-Face's (1 present, −1 absent, 0 undefined), else values are probabilities (0 absent) and NaN is
-            undefined. If every attribute is one of MAAD-Face's, its names, its order and its warnings apply.
+            annotations, such as MAAD-Face's. In a table, columns identity, identities, person_id, subject or subject_id
+            hold identities; id, path or filename the images' names; "<attribute>.reliability" a reliability; every
+            other column of numbers is an attribute. Columns of words (race, gender), measurements of images as
+            `covariates` names them (luminance, score, …) and unnamed columns are left out with a warning. If any value
+            is −1 the coding is MAAD-Face's (1 present, −1 absent, 0 undefined), else values are probabilities (0
+            absent) and NaN is undefined. If every attribute is one of MAAD-Face's, its names, its order and its
+            warnings apply.
+        schema: the attributes of a table, in this order; all its other columns are left out.
 
     Raises:
+        GroupError: a schema with an attribute that the table has no column for.
         DataError: no such file, values out of range, numbers or yes and no written as text, ids that repeat.
+        ShapeError: a tensor.
     """
+    if isinstance(source, Tensor):
+        images = "ffs.annotate(images, embedder, mac)"
+        fix = images if source.ndim == 4 else "ffs.Annotations.from_labels(labels, schema)"
+        raise ShapeError("a tensor has no attributes", expected="an annotated set", got=list(source.shape), fix=fix)
+    if schema is not None and not isinstance(schema, AttributeSchema):
+        raise GroupError("no schema", expected="AttributeSchema(('Male', …))", got=type(schema).__name__)
+    opened = _as_known(source)
+    if opened is None:
+        name = Path(source).stem if isinstance(source, str | os.PathLike) else ""
+        return _from_table(read_table(source), name, schema)
+    if schema is not None:
+        raise DataError("this set has a schema", expected="a table", got=repr(opened), fix="leave schema= out")
+    return opened
+
+
+def _as_known(source: Any) -> Annotations | AnnotationFolder | None:
+    """What has a schema of its own; None for tables."""
     from .datasets import FaceSet  # which imports this module
 
     if isinstance(source, Annotations | AnnotationFolder):
         return source
     if isinstance(source, FaceSet):
         return _from_faces(source)
-    name = ""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if (path / _HEADER).exists():
@@ -446,8 +495,7 @@ def as_annotations(source: Any) -> Annotations | AnnotationFolder:
         if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
             fix = "annotate(read_faces('folder', path), embedder, mac) first, if it holds images"
             raise DataError(f"{path} holds no annotations", expected="a folder of annotate, or a table", fix=fix)
-        name = path.stem
-    return _from_table(read_table(source), name)
+    return None
 
 
 def _from_faces(faces: FaceSet) -> Annotations:
@@ -462,22 +510,25 @@ def _from_faces(faces: FaceSet) -> Annotations:
     return Annotations.from_labels(faces.annotations, faces.schema, who, which, faces.name)
 
 
-def _from_table(table: Mapping[str, np.ndarray], name: str) -> Annotations:
+def _from_table(table: Mapping[str, np.ndarray], name: str, wanted: AttributeSchema | None) -> Annotations:
     identities, ids = (_named(table, names) for names in (_IDENTITY_COLUMNS, _ID_COLUMNS))
     if identities is None:
         _check_ids(table)
     values = {k: v for k, v in table.items() if _key(k) not in (*_IDENTITY_COLUMNS, *_ID_COLUMNS)}
-    values = _numeric(values)
+    values = _numeric(_without_strays(values) if wanted is None else _asked_for(values, wanted))
     columns = {k: v for k, v in values.items() if not k.endswith(_RELIABILITY)}
     labelled = any(bool((v == -1).any()) for v in columns.values())
     wrong = [k for k, v in columns.items() if not (_is_label(v) if labelled else _is_probability(v))]
     if wrong:
         expected = "−1, 0, 1, since there are −1s" if labelled else "probabilities in 0 … 1, or labels −1, 0, 1"
         got = ", ".join(f"{k!r} from {np.nanmin(columns[k]):g} to {np.nanmax(columns[k]):g}" for k in wrong[:5])
-        fix = "drop columns that are none; percentages: divide by 100; −1 for undefined among probabilities: NaN"
+        fix = "drop columns that are none, or name the attributes: as_annotations(table, schema); "
+        fix += "percentages: divide by 100; −1 for undefined among probabilities: NaN"
         raise DataError("columns that are not attributes", expected=expected, got=got, fix=fix)
     schema = own = AttributeSchema(tuple(columns))
-    if all(n in MAAD_FACE for n in columns):
+    if wanted is not None:
+        schema = wanted
+    elif all(n in MAAD_FACE for n in columns):
         schema = MAAD_FACE.subset([n for n in MAAD_FACE.names if n in own])
     ordered = [own.names[own.index(n)] for n in schema.names]
     p = torch.from_numpy(np.stack([columns[k].astype(np.float32) for k in ordered], axis=1))
@@ -495,6 +546,28 @@ def _from_table(table: Mapping[str, np.ndarray], name: str) -> Annotations:
         ids,
         name,
     )
+
+
+def _without_strays(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns without measurements of images and without an index, which are numbers too."""
+    index = [k for k in values if _INDEX.fullmatch(_key(k))]
+    measured = [k for k in values if _key(k) in _COVARIATES or _key(k).startswith("score")]
+    if index:
+        message = "an unnamed column, probably pandas' index, was left out: to_csv(index=False) writes none"
+        warnings.warn(message, stacklevel=4)
+    if measured:
+        message = f"columns that measure images were left out: {', '.join(measured)}; as_annotations(table, schema)"
+        warnings.warn(f"{message} takes what the schema names", stacklevel=4)
+    return {k: v for k, v in values.items() if k not in index and k not in measured}
+
+
+def _asked_for(values: Mapping[str, np.ndarray], schema: AttributeSchema) -> dict[str, np.ndarray]:
+    """The columns that the schema names, and their reliabilities."""
+    lacking = [n for n in schema.names if _key(n) not in {_key(k) for k in values}]
+    if lacking:
+        got = ", ".join(k for k in values if not k.endswith(_RELIABILITY)) or "none"
+        raise GroupError(f"the table has no column for {', '.join(lacking)}", expected="one for each name", got=got)
+    return {k: v for k, v in values.items() if k.removesuffix(_RELIABILITY) in schema}
 
 
 def _numeric(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -574,8 +647,8 @@ def annotate(
     refused. That images behind unchanged paths are the same is not checked.
 
     Args:
-        faces: images [n, 3, H, W] in [-1, 1]; or anything with `len()` and `.images(start, stop)` that gives them, such
-            as a `FaceSet`, whose `paths`, `identities` and `name` are then used.
+        faces: images [n, 3, H, W] in [-1, 1], or uint8; or anything with `len()` and `.images(start, stop)` that gives
+            them, such as a `FaceSet`, whose `paths`, `identities` and `name` are then used.
         embedder: the one whose embeddings the classifier was trained on.
         mac: of `train_mac`.
         path: a folder, new or of an interrupted run. None: the result stays in memory.
@@ -586,7 +659,7 @@ def annotate(
         size: handed to `.images(start, stop, size)`, for sets whose images differ in size; see `FaceSet.images`.
         device: where images are sent; that of the classifier by default. Embedder and classifier have to be there.
         progress: show a bar.
-        name: of the set.
+        name: of the set. Without one it is that of `faces`; a folder then is called by its own.
         identities, ids: of the faces [n], in place of those the set has.
 
     Raises:
@@ -609,6 +682,10 @@ def annotate(
 
     def predict(start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         images = batch(start, stop).to(target)
+        if images.dtype == torch.uint8:
+            images = from_uint8(images)
+        if start == 0:
+            warn_if_unit_range(images, stacklevel=5)  # predict, part, annotate, no_grad: the caller of annotate
         try:
             embeddings = embed(embedder, images, batch_size=batch_size, progress=False)
             if not reliability_passes:
@@ -626,7 +703,7 @@ def annotate(
         p = torch.cat([x for x, _ in done])
         reliability = torch.cat([x for _, x in done if x is not None]) if reliability_passes else None
         who, which = (None if x is None else x[start:stop] for x in who_and_which)
-        return Annotations(mac.schema, p, reliability, who, which, title)
+        return Annotations(mac.schema, p, reliability, who, which, title, mac.fingerprint)
 
     with tqdm(total=n, desc="annotating faces", unit="img", disable=not progress) as bar:
         if path is None:
@@ -648,7 +725,9 @@ def _set_of(
     """A function (start, stop) → images, and the faces' identities and ids."""
     if isinstance(faces, Tensor):
         if faces.ndim != 4 or faces.shape[1] != 3:
-            raise ShapeError("no images", expected="[n, 3, H, W] in [-1, 1]", got=list(faces.shape))
+            grey = faces.ndim == 4 and faces.shape[1] == 1
+            fix = "images.expand(-1, 3, -1, -1)" if grey else None
+            raise ShapeError("no images", expected="[n, 3, H, W] in [-1, 1]", got=list(faces.shape), fix=fix)
         who_and_which = texts(identities, "identities", len(faces)), texts(ids, "ids", len(faces))
         return lambda start, stop: faces[start:stop], who_and_which
     if not hasattr(faces, "images") or not hasattr(faces, "__len__"):
@@ -776,7 +855,8 @@ def _write_parquet(annotations: Annotations, path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    header = {"format": _FORMAT, "name": annotations.name, **_schema_entry(annotations.schema)}
+    said = {"name": annotations.name, "classifier": annotations.classifier}
+    header = {"format": _FORMAT, **said, **_schema_entry(annotations.schema)}
     table = pa.table(annotations.to_table()).replace_schema_metadata({"fairface_synth": json.dumps(header)})
     with atomic_path(path) as temporary:
         parquet.write_table(table, temporary)
@@ -795,7 +875,7 @@ def _metadata(path: Path) -> dict[str, Any] | None:
     return header if header.get("format") == _FORMAT else None
 
 
-def _from_arrow(table: Any, schema: AttributeSchema, name: str) -> Annotations:
+def _from_arrow(table: Any, schema: AttributeSchema, name: str, classifier: str) -> Annotations:
     def matrix(suffix: str) -> Tensor | None:
         if f"{schema.names[0]}{suffix}" not in table.schema.names:
             return None
@@ -807,7 +887,7 @@ def _from_arrow(table: Any, schema: AttributeSchema, name: str) -> Annotations:
 
     p = matrix("")
     assert p is not None
-    return Annotations(schema, p, matrix(_RELIABILITY), column("identity"), column("id"), name)
+    return Annotations(schema, p, matrix(_RELIABILITY), column("identity"), column("id"), name, classifier)
 
 
 def _schema_entry(schema: AttributeSchema) -> dict[str, Any]:

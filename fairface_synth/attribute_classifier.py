@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .annotation import MAAD_FACE, AttributeSchema, check_labels, texts
+from .annotation import MAAD_FACE, AttributeSchema, check_labels, check_negatives, texts
 from .artifacts import Artifact
 from .errors import DataError, GroupError, ShapeError
 from .identities import check_embeddings
@@ -207,7 +207,7 @@ class MAC(Artifact):
             embeddings: [n, d].
             labels: [n, K], 1 present, −1 absent, 0 undefined.
         """
-        check_labels(labels, self.schema)
+        check_negatives(check_labels(labels, self.schema), self.schema)
         if len(labels) != len(embeddings):
             raise ShapeError("one row of labels a face", expected=len(embeddings), got=len(labels))
         parts = self._standard(embeddings).split(_CHUNK)
@@ -279,7 +279,7 @@ def train_mac(
     if not isinstance(schema, AttributeSchema):
         got = type(schema).__name__
         raise GroupError("the columns of labels need a schema", expected="AttributeSchema(('Male', …))", got=got)
-    check_labels(labels, schema)
+    check_negatives(check_labels(labels, schema), schema)
     rows, people = _split(embeddings, labels, identities, validation, seed)
     whole = {"hidden": hidden, "branch": branch, "epochs": epochs, "batch_size": batch_size}
     integers = all(isinstance(x, Integral) and x > 0 for x in whole.values()) and batch_size > 1

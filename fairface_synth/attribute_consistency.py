@@ -112,9 +112,9 @@ def consistency(
     Returns:
         NaN with a reason for a set without identities, or an attribute without an identity of n_min labels.
     """
-    if not isinstance(n_min, Integral) or n_min < 2 or replicates < 2:
+    if not isinstance(n_min, Integral) or n_min < 2 or not isinstance(replicates, Integral) or replicates < 2:
         got = f"n_min={n_min}, replicates={replicates}"
-        raise DataError("one image cannot disagree", expected="whole n_min ≥ 2, replicates ≥ 2", got=got)
+        raise DataError("one image cannot disagree", expected="whole n_min ≥ 2, whole replicates ≥ 2", got=got)
     opened = as_annotations(annotations)
     names, noisy, k = opened.schema.names, opened.schema.noisy, len(opened.schema)
     place: dict[str, int] = {}

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -61,6 +61,8 @@ class AttributeCounts(Artifact):
         spans: None if identities are known; otherwise each row counts as its own identity, drawn by its number, and
             these [start, stop) are the numbers seen.
         name: of the set.
+        classifier: fingerprint of the one that labelled it (`Annotations.classifier`); "" if not known.
+        rule: how labels were made of probabilities, in words, such as "probability ≥ 0.5"; "" if not known.
     """
 
     kind: ClassVar[str] = "attribute_counts"
@@ -78,6 +80,8 @@ class AttributeCounts(Artifact):
     spans: tuple[tuple[int, int], ...] | None = None
     partition: str = ""
     name: str = ""
+    classifier: str = ""
+    rule: str = ""
 
     @classmethod
     def empty(
@@ -203,17 +207,24 @@ class AttributeCounts(Artifact):
         """The counts of two shards of one set together: what one pass over both would have counted, to the last digit.
 
         Raises:
-            DataError: counts of other attributes, bins, cells, seeds or streams, or of the same rows.
+            DataError: counts of other attributes, bins, cells, seeds or streams, of labels by another classifier or
+                rule, or of the same rows.
         """
         mine, yours = ([*c._layout(), c.seed, c.stream, c.spans is None] for c in (self, other))
         if mine != yours:
             raise DataError("these are not shards of one set", expected=mine, got=yours)
+        for what in ("classifier", "rule"):
+            said = [getattr(c, what) for c in (self, other)]
+            if all(said) and said[0] != said[1]:
+                raise DataError(f"these shards were labelled by another {what}", expected=said[0], got=said[1])
         names = ("positives", "defined", "bins", "cells")
         return dataclasses.replace(
             self,
             **{x: getattr(self, x) + getattr(other, x).to(self.positives) for x in names},
             sketch=self._seen(other.sketch.to(self.sketch)),
             rows=self.rows + other.rows,
+            classifier=self.classifier or other.classifier,
+            rule=self.rule or other.rule,
             spans=None if self.spans is None else _joined(self.spans, other.spans or ()),
         )
 
@@ -422,6 +433,8 @@ def count_attributes(
                 name=annotations.name,
                 device=device,
             )
+            rule = _rule(threshold, min_reliability)
+            counts = dataclasses.replace(counts, classifier=annotations.classifier, rule=rule)
         if (batch.identities is None) != (counts.spans is not None):
             raise DataError("identities come and go", expected="identities for all rows or for none")
         labels = torch.as_tensor(batch.labels(threshold, min_reliability)).to(device)
@@ -441,6 +454,13 @@ def count_attributes(
     if counts is None:
         raise DataError("the set is empty", expected="one row or more", got=0)
     return counts
+
+
+def _rule(threshold: float | Tensor, min_reliability: float | None) -> str:
+    """How labels are made of probabilities, in words."""
+    level = f"{threshold:g}" if isinstance(threshold, Real) else "a threshold for each attribute"
+    sure = "" if min_reliability is None else f", defined where reliability ≥ {min_reliability}"
+    return f"probability ≥ {level}{sure}"
 
 
 # --- rates ----------------------------------------------------------------------------------------------------------

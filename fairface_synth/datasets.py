@@ -258,7 +258,7 @@ def read_faces(
     Args:
         layout: "folder" (any images, no labels), "identities" (a folder per identity), "fairface", "utkface", "rfw",
             "bupt" (BUPT-BalancedFace and -GlobalFace), "vggface2", "maad" (VGGFace2 with MAAD-Face's labels), "morph",
-            or "csv" (a table of your own).
+            or "csv" (a table of your own); capitals do not matter.
         root: folder of the set.
         labels: the label file, where it is not at its usual place; for "csv" any table (a path, a dict, a frame).
         split: "train" or "val" of FairFace, "train" or "test" of VGGFace2; None reads all there is.
@@ -276,6 +276,7 @@ def read_faces(
         DataError: an unknown layout or option, a folder or label file that is not there or not readable, no images.
         ShapeError: a size that is none.
     """
+    layout = layout.casefold() if isinstance(layout, str) else layout
     kind = _layout(layout, split, vocabulary, missing)
     root = Path(root)
     if layout == "csv" and labels is None and root.is_file():
@@ -537,6 +538,13 @@ def _read_utkface(request: _Request) -> _Found:
         if not all(said):
             odd.append(name)
     some = ", ".join(odd[:3]) + (", …" if len(odd) > 3 else "")
+    if paths and len(odd) == len(paths):
+        raise DataError(
+            f"no file under {request.root} is named as UTKFace's are",
+            expected="age_gender_race_date.jpg, such as 25_1_2_20170116174525125.jpg.chip.jpg",
+            got=some,
+            fix='layout="folder" reads any images',
+        )
     note = f"{len(odd)} file names are not age_gender_race_date; what they do not say is unknown: {some}"
     return _Found(paths, labels=labels, notes=(note,) if odd else ())
 

@@ -8,7 +8,6 @@ docs/audits.md.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from .artifacts import has_values
 from .errors import DataError, GroupError, ShapeError
 from .groups import Groups, check_ids
-from .images import check_range, from_uint8, ita, rgb_to_lab, to_uint8
+from .images import check_range, from_uint8, ita, rgb_to_lab, to_uint8, warn_if_unit_range
 from .latents import _batches, philox
 from .models.pretrained import check_images
 from .reports import markdown_table
@@ -111,14 +110,18 @@ def _check(images: Any) -> int:
     """Number of images; raises unless they are RGB, float in [-1, 1] or uint8."""
     if not isinstance(images, Tensor):
         fix = "torch.from_numpy(x).permute(0, 3, 1, 2) for arrays [n, H, W, 3]"
+        if callable(getattr(images, "images", None)):
+            fix = "faces.images(0, n) gives the first n images of a set, faces.images(0, n, size) where sizes differ"
         raise ShapeError("images are a tensor here", expected="[n, 3, H, W]", got=type(images).__name__, fix=fix)
+    if images.ndim == 4 and images.shape[1] == 1:
+        fix = "images.expand(-1, 3, -1, -1)"
+        raise ShapeError("images are grey", expected="RGB, [n, 3, H, W]", got=list(images.shape), fix=fix)
     check_images(images.float() if images.dtype == torch.uint8 else images)
     if len(images) == 0:
         raise DataError("no images", expected="at least one", got=0)
     if images.dtype != torch.uint8:
         check_range(images)
-        if has_values(images) and len(images) > 3 and bool((images >= 0).all()):
-            warnings.warn("no value of these images is below 0; [0, 1] needs 2 * images - 1", stacklevel=3)
+        warn_if_unit_range(images, stacklevel=3)
     return len(images)
 
 
@@ -753,6 +756,7 @@ def score_table(
             "these are no images",
             expected="a tensor [n, 3, H, W], or an object with len() and .images(start, stop)",
             got=type(images).__name__,
+            fix='read_faces("folder", "photos") reads a folder',
         )
     if isinstance(images, Tensor) and size is not None:
         raise DataError("size is for sets that are read from files", got=f"size={size}", fix="resize=")

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -372,11 +373,12 @@ class KLTable:
             divergences = [Divergence(*(x[k] for x in getattr(self, kind))) for kind in _KINDS]
             rates = [f"{100 * float(r[k]):.1f} %" if r[k] == r[k] else "–" for r in (self.rate_p, self.rate_q)]
             undefined = f"{float(self.undefined_p[k]):.0f}, {float(self.undefined_q[k]):.0f}"
-            rows.append([marked(self.names[k], self.noisy), *rates, *map(divergence_text, divergences), undefined])
+            rows.append([marked(self.names[k], self.noisy), *rates, *_texts(divergences), undefined])
         if len(self.names) > 1:
-            rows.append(["**mean**", "", "", *(divergence_text(self.mean[kind]) for kind in _KINDS), ""])
+            rows.append(["**mean**", "", "", *_texts([self.mean[kind] for kind in _KINDS]), ""])
         header = ["attribute", "rate in P", "rate in Q", "KL(P‖Q)", "KL(Q‖P)", "JS", "KL(P‖Q) − KL(Q‖P)", "undefined"]
-        sets = f"P: {self.p_name}. Q: {self.q_name}. Nats [95 %]; ° no more than equal distributions often give."
+        sets = "".join(f"{x}: {name}. " for x, name in (("P", self.p_name), ("Q", self.q_name)) if name != x)
+        sets += "Nats [95 %]; ° no more than equal distributions often give."
         return "\n".join([sets, "", markdown_table(header, rows), "", *self.settings, *noise_note(self.noisy)])
 
 
@@ -388,13 +390,24 @@ def _columns(kind: str, divergence: Divergence) -> dict[str, float]:
     return {kind + end: float(x) for end, x in zip(ends, divergence, strict=True)}
 
 
-def divergence_text(d: Divergence) -> str:
-    """One divergence as "0.0123 [0.0100, 0.0150]", with ° if it is no more than equal distributions often give."""
+def _texts(divergences: Sequence[Divergence]) -> list[str]:
+    """One text for each of `_KINDS`."""
+    return [divergence_text(d, kind == "asymmetry") for d, kind in zip(divergences, _KINDS, strict=True)]
+
+
+def divergence_text(d: Divergence, signed: bool = False) -> str:
+    """One divergence as "0.0123 [0.0100, 0.0150]", with ° if it is no more than equal distributions often give.
+
+    Args:
+        d: scalars.
+        signed: it is an asymmetry. Others are not negative: a corrected value below 0 is written as 0.0000.
+    """
     value, low, high = (round(float(x), 4) + 0.0 for x in (d.value, d.low, d.high))  # + 0.0: no "-0.0000"
     if math.isnan(value):
         return "–"
     interval = "" if math.isnan(low) else f" [{low:.4f}, {high:.4f}]"
-    return f"{value:.4f}{interval}" + (" °" if abs(float(d.value)) <= float(d.null_high) + 1e-12 else "")
+    value, exact = (value, abs(float(d.value))) if signed else (max(value, 0.0), float(d.value))
+    return f"{value:.4f}{interval}" + (" °" if exact <= float(d.null_high) + 1e-12 else "")
 
 
 def kl_table(
@@ -436,6 +449,8 @@ def kl_table(
         paired: identities of one name are the same people in both sets, and are resampled together. Only then is the
             divergence of a set from itself exactly 0; otherwise two sets are taken to be independent samples.
 
+    Warns if the sets are known to have been annotated by different classifiers, and says so in `settings`.
+
     Raises:
         DataError: different attributes, empty sets, no attribute with labels in both, or settings out of range.
     """
@@ -456,6 +471,9 @@ def _count_all(
     """Counts of every set, with streams 0, 1, … or all the same one; and the joint cells, if there are any."""
     if on not in get_args(On):
         raise DataError("unknown comparison", expected=", ".join(get_args(On)), got=repr(on))
+    whole = {"bins": bins, "replicates": options["replicates"], "seed": options["seed"]}
+    if not all(isinstance(x, Integral) for x in whole.values()):
+        raise DataError("settings are whole numbers", expected="bins=20, replicates=200, seed=0, say", got=whole)
     if on == "probabilities" and bins < 2:
         raise DataError("one bin tells nothing apart", expected="bins ≥ 2", got=bins)
     if on == "joint" and attributes is not None:
@@ -475,6 +493,8 @@ def _count_all(
         else count_attributes(s, bins=bins, cells=partition, stream=i if stream is None else stream, **options)
         for i, s in enumerate(opened)
     ]
+    if len({c.classifier for c in counts if c.classifier}) > 1:
+        warnings.warn("the sets were annotated by different classifiers, which may differ as much", stacklevel=3)
     return counts, partition
 
 
@@ -501,6 +521,7 @@ def _table(
     paired: bool,
 ) -> KLTable:
     _check_table(p, q, alpha, paired)
+    p, q = (dataclasses.replace(c, name=c.name or x) for c, x in ((p, "P"), (q, "Q")))
     counts = [_cell_counts(c, on, partition) for c in (p, q)]
     flagged = {**_noisy(q, p.schema), **p.noisy}
     if partition is not None:
@@ -517,15 +538,15 @@ def _table(
     if not bool(((known[0] > 0) & (known[1] > 0)).any()):
         raise DataError("nothing to compare", expected="an attribute with defined labels in both sets", got="none")
     rows = _compare(counts[0], counts[1], alpha, on == "labels", p.seed)
-    few = [c.name or x for c, x in ((p, "P"), (q, "Q")) if float(c.identities()) < 2]
+    few = [c.name for c in (p, q) if float(c.identities()) < 2]
     if few:  # its sampling error cannot be known
         low, high, null, null_high = (Divergence._fields.index(x) for x in ("low", "high", "null", "null_high"))
         rows[[low, high, null, null_high]] = torch.nan
     kl_pq, kl_qp, js, asymmetry = (Divergence(*rows[:, :-1, i]) for i in range(len(_KINDS)))
     total = {kind: Divergence(*rows[:, -1, i]) for i, kind in enumerate(_KINDS)}
     return KLTable(
-        p.name or "P",
-        q.name or "Q",
+        p.name,
+        q.name,
         names,
         noisy,
         on,
@@ -591,10 +612,21 @@ def _settings(
     notes = [
         f"{what}; α = {alpha:g} added to each cell; corrected for small samples; {p.replicates} bootstrap replicates "
         f"over identities{', paired by name' if paired else ''}.",
+        *_rules(p, q),
         size_note(p),
         size_note(q),
     ]
+    if p.classifier and q.classifier and p.classifier != q.classifier:
+        sets = "P and Q" if (p.name, q.name) == ("P", "Q") else f"P and Q ({p.name}, {q.name})"
+        notes.append(f"{sets} were annotated by different classifiers: what differs may be the classifiers.")
     return (*notes, *(f"No intervals, no °, and little correction: {name} has one identity." for name in few))
+
+
+def _rules(p: AttributeCounts, q: AttributeCounts) -> list[str]:
+    """How labels were made of probabilities, a sentence for both sets or for each; none where it is not known."""
+    if p.rule == q.rule:
+        return [f"Labels and rates: present where {p.rule}."] if p.rule else []
+    return [f"Labels and rates of {c.name}: present where {c.rule}." for c in (p, q) if c.rule]
 
 
 # --- matrix ---------------------------------------------------------------------------------------------------------

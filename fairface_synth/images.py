@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,6 +44,19 @@ def check_range(images: Tensor) -> None:
             got=f"mean magnitude {float(images.abs().mean()):.3g}",
             fix="0–255: images / 127.5 - 1; 0–1: 2 * images - 1; NaN: check the checkpoint and the latents",
         )
+
+
+def warn_if_unit_range(images: Tensor, stacklevel: int = 2) -> None:
+    """Warn of images that may be in [0, 1]: several of floats, with no value below 0. Looks at the values once.
+
+    Args:
+        images: a batch, [n, 3, H, W].
+        stacklevel: of `warnings.warn`, from the caller on: 2 is the caller's caller.
+    """
+    several = images.is_floating_point() and len(images) > 3
+    if several and has_values(images) and bool((images >= 0).all()):
+        message = "no value of these images is below 0; [0, 1] needs 2 * images - 1"
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

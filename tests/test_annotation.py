@@ -35,6 +35,7 @@ def _same(a: Annotations, b: Annotations) -> None:
     assert a.schema.noisy == b.schema.noisy
     assert a.schema.source == b.schema.source
     assert a.name == b.name
+    assert a.classifier == b.classifier
     for what in ("probabilities", "reliability"):
         x, y = getattr(a, what), getattr(b, what)
         assert (x is None) == (y is None)
@@ -183,12 +184,12 @@ def test_saved_and_loaded(tmp_path, full: bool) -> None:
     p = torch.rand(5, 3)
     p[1, 2] = torch.nan
     more = {"reliability": torch.rand(5, 3), "identities": ["a", "ä", "b", "b", "1"], "ids": list("vwxyz")}
-    a = Annotations(SCHEMA, p, **(more if full else {}), name="a set")
+    a = Annotations(SCHEMA, p, **(more if full else {}), name="a set", classifier="0123" if full else "")
     path = a.save(tmp_path / "a.parquet")
     _same(a, Annotations.load(path))
     _same(a, as_annotations(path))
     assert as_annotations(a) is a
-    with pytest.raises(DataError, match=r"\.parquet"):
+    with pytest.raises(DataError, match=r"write_table\(annotations.to_table\(\), 'a.csv'\)"):
         a.save(tmp_path / "a.csv")
     with pytest.raises(DataError):
         Annotations.load(tmp_path / "none.parquet")
@@ -275,11 +276,48 @@ def test_a_table_of_reliabilities_comes_back() -> None:
         ({"id": ["p", "p", "q"], "x": [1, 0, 0]}, "'id' repeats"),
         ({"x": [1, -1], "y": [0.5, 0.5]}, "y"),
         ({"x": [0.5], "identity": ["a"], "person_id": ["b"]}, "say the same"),
+        ({"x": [0, 1, 1], "frame": [0, 1, 2]}, r"(?s)'frame' from 0 to 2.*as_annotations\(table, schema\)"),
+        ({"luminance": [0.5], "identity": ["a"]}, "no table of attributes"),
+        (torch.zeros(2, 3, 4, 4), r"annotate\(images"),
+        (torch.zeros(2, 3), "from_labels"),
     ],
 )
 def test_tables_that_are_no_annotations_speak_up(table, says: str) -> None:
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(FairFaceError, match=says):
         as_annotations(table)
+
+
+def test_measurements_and_an_index_are_no_attributes(tmp_path) -> None:
+    frame = pd.DataFrame({"subject": ["a", "b", "b"], "fair": [1, 0, 1], "luminance": [0.2, 0.3, 0.4], "score_2": 0.5})
+    frame.to_csv(tmp_path / "set.csv")  # with pandas' index, as a column without a name
+    for table in (tmp_path / "set.csv", pd.read_csv(tmp_path / "set.csv")):
+        with pytest.warns(UserWarning, match="left out") as caught:
+            a = as_annotations(table)
+        messages = " ".join(str(w.message) for w in caught)
+        assert "index=False" in messages
+        assert "left out: luminance, score_2" in messages
+        assert a.schema.names == ("fair",)
+        assert a.identities.tolist() == ["a", "b", "b"]
+
+
+def test_a_schema_says_which_columns_are_attributes() -> None:
+    table = {
+        "frame": [0, 1, 2],
+        "luminance": [0.2, 0.3, 0.4],
+        "fair": [1, 0, 1],
+        "wearing hat": [1, 1, 0],
+        "id": [*"abc"],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a = as_annotations(table, AttributeSchema(("hat", "luminance"), noisy={"hat": "hair"}))
+    assert a.schema.names == ("hat", "luminance")
+    assert a.schema.noisy == {"hat": "hair"}
+    torch.testing.assert_close(a.probabilities, torch.tensor([[1, 0.2], [1, 0.3], [0, 0.4]]))
+    with pytest.raises(GroupError, match="no column for Bald"):
+        as_annotations(table, AttributeSchema(("hat", "Bald")))
+    with pytest.raises(DataError, match="has a schema"):
+        as_annotations(a, a.schema)
 
 
 # --- annotating a set -------------------------------------------------------------------------------------------------
@@ -358,9 +396,11 @@ def test_annotating_in_memory_and_in_parts_is_the_classifier_of_the_embeddings(i
     assert plain.load().reliability is None
 
 
-def test_images_without_a_name_make_a_set_without_one(images, mac, tmp_path) -> None:
+def test_images_without_a_name_make_a_set_without_one_or_called_as_its_folder(images, mac, tmp_path) -> None:
     assert _annotate(images, mac, None).name == ""
-    assert _annotate(images, mac, tmp_path / "with spaces" / "a set").name == ""
+    folder = _annotate(images, mac, tmp_path / "with spaces" / "a set")
+    assert folder.name == folder.load().name == "a set"
+    assert _annotate(images, mac, tmp_path / "named", name="mine").name == "mine"
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3, 5])
@@ -497,6 +537,28 @@ def test_what_cannot_be_annotated_speaks_up(images, mac) -> None:
         annotate(_Short(images), _Pixels(), mac, progress=False)
 
 
+def test_images_in_another_range_do_not_pass_unnoticed(images, mac, tmp_path) -> None:
+    unit = (images + 1) / 2
+    for path in (None, tmp_path / "set"):
+        with pytest.warns(UserWarning, match=r"2 \* images - 1") as caught:
+            _annotate(unit, mac, path)
+        assert [Path(w.filename).name for w in caught] == [Path(__file__).name]  # once, and at the caller's line
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _annotate(images, mac, None)
+    pixels = (unit * 255).to(torch.uint8)
+    given, wanted = (_annotate(x, mac, None).probabilities for x in (pixels, pixels.float() / 127.5 - 1))
+    assert torch.equal(given, wanted)
+    with pytest.raises(ShapeError, match=r"images.expand\(-1, 3, -1, -1\)"):
+        _annotate(images[:, :1], mac, None)
+
+
+@pytest.mark.parametrize("settings", [{"threshold": "0.5"}, {"threshold": ["a", "b", "c"]}, {"min_reliability": "0.3"}])
+def test_settings_that_are_no_numbers_speak_up(settings) -> None:
+    with pytest.raises(DataError):
+        Annotations(SCHEMA, torch.rand(4, 3), torch.rand(4, 3)).labels(**settings)
+
+
 def test_the_header_says_how_the_set_was_annotated(images, mac, tmp_path) -> None:
     _annotate(images, mac, tmp_path)
     header = json.loads((tmp_path / "annotations.json").read_text())
@@ -505,3 +567,7 @@ def test_the_header_says_how_the_set_was_annotated(images, mac, tmp_path) -> Non
     assert header["schema"]["names"] == list(SCHEMA.names)
     assert header["n"] == N
     assert mac.fingerprint != _mac(1).fingerprint
+    folder = AnnotationFolder(tmp_path)
+    for a in (folder, folder.load(), folder.load()[2:5], next(folder.batches(3)), _annotate(images, mac, None)):
+        assert a.classifier == mac.fingerprint
+    assert Annotations.from_labels(torch.ones(2, 3), SCHEMA).classifier == ""

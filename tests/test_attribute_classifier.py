@@ -382,6 +382,8 @@ def test_bad_input_speaks_up(mac: MAC) -> None:
         lambda: train(epochs=1.5),
         lambda: train(lr=float("nan")),
         lambda: train(labels=labels > 0),
+        lambda: train(labels=(labels > 0).int()),
+        lambda: mac.evaluate(x, (labels > 0).int()),
         lambda: train(schema=list(SCHEMA.names)),
         lambda: train(batch_size=1),
         lambda: train(lr=0),

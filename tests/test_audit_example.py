@@ -7,6 +7,7 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from test_examples import _load
 
 import fairface_synth as ffs
@@ -78,3 +79,57 @@ def test_what_to_audit_must_be_clear(monkeypatch, capsys) -> None:
         with pytest.raises(SystemExit):
             _run(monkeypatch, *arguments)
         assert "together" in capsys.readouterr().err
+
+
+def _fails(monkeypatch, *arguments: object) -> str:
+    """The message with which the command ends; a text as exit code is printed, and the code is 1."""
+    with pytest.raises(SystemExit) as stop:
+        _run(monkeypatch, *arguments)
+    assert isinstance(stop.value.code, str)
+    return stop.value.code
+
+
+def test_errors_are_one_message_and_leave_no_folder(tmp_path, monkeypatch) -> None:
+    out, table = tmp_path / "out", tmp_path / "t.csv"
+    assert "no such table" in _fails(monkeypatch, "--table", tmp_path / "none.csv", "--out", out)
+    write_table({"x": [1.0, 2, 3]}, table)
+    assert "no scores" in _fails(monkeypatch, "--table", table, "--out", out)
+    nowhere = ["--checkpoint", tmp_path / "d.pkl", "--images", tmp_path / "faces"]
+    assert "d.pkl" in _fails(monkeypatch, *nowhere, "--out", out)
+    assert "skin_tone" in _fails(monkeypatch, "--factors", "race", "--out", out)
+    assert "score_raw" in _fails(monkeypatch, "--scores", "logit", "--out", out)
+    assert not out.exists()
+
+
+def test_own_column_names(tmp_path, monkeypatch, capsys) -> None:
+    rng = np.random.default_rng(0)
+    rgb = rng.uniform(20, 235, (60, 3))
+    table = dict(zip("RGB", rgb.T, strict=True)) | {"lum": rgb.mean(1) / 255, "logit": rng.normal(size=60)}
+    table |= {"sort": np.array(["a", "b"])[np.arange(60) % 2]}
+    write_table(table, tmp_path / "t.csv")
+    own = ["--scores", "logit", "--colour", "R", "G", "B", "--luminance", "lum", "--factors", "sort"]
+    _run(monkeypatch, "--table", tmp_path / "t.csv", *own, "--no-bayes", "--out", tmp_path / "out")
+    text = capsys.readouterr().out
+    for line in ("Scores: logit.", "Colour: R, G, B. Luminance: lum.", "Factors: sort (a, b)."):
+        assert line in text
+
+
+def test_columns_of_a_csv_are_named_and_factors_checked_before_scoring(tmp_path, monkeypatch, capsys) -> None:
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ffs.save_images(images, tmp_path / "faces", [f"{i}" for i in range(6)])
+    write_table({"bild": [f"{i}.png" for i in range(6)], "sort": ["a", "b"] * 3}, tmp_path / "labels.csv")
+    config = {"c_dim": 0, "img_resolution": 8, "img_channels": 3, "channel_base": 64}
+    save_discriminator(StyleGAN2Discriminator(config), tmp_path / "d.safetensors")
+    where = ["--checkpoint", tmp_path / "d.safetensors", "--images", tmp_path / "faces", "--labels"]
+    where += [tmp_path / "labels.csv", "--no-bayes", "--sweep-images", 0, "--out", tmp_path / "out"]
+    named = [*where, "--layout", "csv", "--columns", "path=bild", "kind=sort", "--factors"]
+    message = _fails(monkeypatch, *named, "race")
+    assert "--factors names no such column" in message
+    assert "kind" in message
+    assert not (tmp_path / "out").exists()
+    _run(monkeypatch, *named, "kind")
+    assert list(read_table(tmp_path / "out" / "scores.csv")["kind"]) == ["a", "b"] * 3
+    for wrong in ([*where, "--columns", "path=bild"], [*where, "--layout", "csv", "--columns", "bild"]):
+        with pytest.raises(SystemExit):
+            _run(monkeypatch, *wrong)
+        assert "--columns" in capsys.readouterr().err

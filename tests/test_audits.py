@@ -18,7 +18,7 @@ from scipy.stats import f as f_distribution
 from fairface_synth import plotting
 from fairface_synth.audits import AuditReport, audit
 from fairface_synth.errors import DataError, ShapeError
-from fairface_synth.tables import read_table
+from fairface_synth.tables import read_table, write_table
 
 MEN = Path(__file__).parent / "data" / "grissom2024_men600.csv"
 COLOUR = ("red_mean", "green_mean", "blue_mean")
@@ -140,7 +140,9 @@ def test_scores_stand_side_by_side() -> None:
     alone = _quick(table, "score")
     assert alone.agreement == {}
     assert alone["score"].ols["colour"] == report["score"].ols["colour"]
-    assert "score_raw" not in alone.columns.traits or alone.columns.traits == ("skin", "score_raw")
+    assert alone.columns.traits == ("skin",)  # the score is not regressed on itself
+    assert alone.columns.left_out == {"score_raw": "another score, not asked for"}
+    assert _quick(table, "score", traits=["score_raw"]).columns.traits == ("score_raw",)
 
 
 # --- columns -----------------------------------------------------------------------------------------------------
@@ -197,6 +199,71 @@ def test_factors_that_determine_one_another_have_no_share_of_their_own() -> None
     assert not re.search(r"\bnan", report.to_markdown())
 
 
+def test_a_factor_that_another_one_determines_keeps_the_regressions() -> None:
+    table = _table()
+    fine = np.where(np.arange(90) % 4 < 2, "1", "2")
+    table["tribe"] = np.char.add(table["kind"], fine)  # kind is nested in it
+    report = _quick(table)
+    assert "kind follows from tribe" in str(report)
+    fit = report["score"].ols["categories"]
+    y = table["score"]
+    dummies = [(table["tribe"] == level).astype(float) for level in np.unique(table["tribe"])[1:]]
+    expected = 1 - _rss(y, *dummies, (table["sex"] == "m").astype(float)) / _rss(y)
+    assert fit.r2 == pytest.approx(expected)
+    assert "follows from" not in str(_quick(table, factors=["kind", "sex"]))
+
+
+def test_the_sources_own_words_are_no_second_factor() -> None:
+    table = _table()
+    table["kind_original"] = np.char.add(table["kind"], np.where(np.arange(90) % 2 == 0, "1", "2"))
+    report = _quick(table)
+    assert list(report.columns.factors) == ["kind", "sex"]
+    assert "own values of 'kind'" in report.columns.left_out["kind_original"]
+    assert "categories" in report["score"].ols
+    assert list(_quick(table, factors=["kind_original", "sex"]).columns.factors) == ["kind_original", "sex"]
+    del table["kind"]
+    assert list(_quick(table).columns.factors) == ["sex", "kind_original"]
+
+
+def test_numbers_that_are_text_are_what_a_csv_file_makes_of_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    table = _table() | {
+        "age": rng.integers(20, 60, 90).astype(str),
+        "rating": np.array(["1", "2.5", "", "4"])[rng.integers(0, 4, 90)],
+        "range": np.array(["3-9", "10-19"])[np.arange(90) % 2],
+    }
+    again = read_table(write_table(table, tmp_path / "t.csv"))
+    assert again["age"].dtype.kind == "i"
+    here, there = _quick(table).columns, _quick(again).columns
+    assert here == there
+    assert here.traits == ("skin", "age", "rating")
+    assert list(here.factors) == ["kind", "sex", "range"]
+    assert _quick(table, traits=["age"]).columns.traits == ("age",)
+    assert list(_quick(table, factors=["rating"]).columns.factors["rating"]) == ["1", "2.5", "4"]
+    texts = table | {"score": table["score"].astype(str), "age": np.where(table["age"] > "50", "unknown", table["age"])}
+    columns = _quick(texts).columns
+    assert columns.traits == ("skin", "age", "rating")
+    assert columns.missing["age"] == (table["age"] > "50").sum()
+
+
+def test_small_scores_keep_their_digits() -> None:
+    table = _table()
+    table["score"] = 1e-4 * table["score"]
+    s = _quick(table, tree=True, k=20)["score"]
+    top = np.sort(table["score"])[-20:]
+    assert f"| top 20    | {top.mean():.4g} ({top.min():.4g}–{top.max():.4g})" in str(s.extremes)
+    leaves = re.findall(r"value: \[(.*)\]", s.trees["colour"].splits)
+    assert len(set(leaves)) == len(leaves) == s.trees["colour"].leaves
+
+
+def test_unknown_parts_are_answered_with_the_known_ones() -> None:
+    report = _quick(_table(), k=20)
+    with pytest.raises(KeyError, match="no part 'race'; there are: 'colour', 'luminance', 'traits'"):
+        report["score"].ols["race"]
+    with pytest.raises(KeyError, match="'kind', 'sex', 'kind × sex'"):
+        report.collinearity["race"]
+
+
 def test_repeated_rows_are_said() -> None:
     table = _table()
     assert "rows repeat" not in str(_quick(table))
@@ -215,8 +282,8 @@ def test_reference_reaches_every_part() -> None:
     [
         (("kind", "sex"), ("groups", "anova", "logit", "held"), "no column of labels"),
         (COLOUR, (), "No colour: the table has no red_mean, green_mean, blue_mean"),
-        (("red_mean",), (), "No colour: the table has no red_mean."),
-        (("luminance",), ("held",), "No luminance in the table"),
+        (("red_mean",), (), "No colour: the table has no red_mean; colour="),
+        (("luminance",), ("held",), 'luminance="lum" names a column'),
         (("kind", "sex", "luminance", "skin", *COLOUR), tuple(PARTS[:-1]), "no colour and no"),
     ],
 )
@@ -275,7 +342,9 @@ def test_columns_that_are_never_known_together() -> None:
 
 def test_many_cells_are_shown_by_factor() -> None:
     rng = np.random.default_rng(0)
-    table = {"score": rng.normal(size=400)} | {f"f{i}": rng.integers(0, 5, 400).astype(str) for i in range(3)}
+    table = {"score": rng.normal(size=400)} | {
+        f"f{i}": np.array(list("abcde"))[rng.integers(0, 5, 400)] for i in range(3)
+    }
     s = _quick(table)["score"]
     assert list(s.groups) == ["f0", "f1", "f2"]
     assert "125 cells" in s.skipped["groups of f0 × f1 × f2"]
@@ -298,9 +367,11 @@ def test_without_the_extra_the_rest_is_there(monkeypatch) -> None:
     ("call", "message"),
     [
         (lambda t: audit({"x": [1.0, 2, 3]}), "no scores"),
-        (lambda t: audit({"score": ["a", "b", "c"]}), "no scores"),
+        (lambda t: audit({"score": ["1.5", "2", "n/a", "b"]}), r"'score' is text\n.*no number: 'n/a', row 3"),
+        (lambda t: audit({"score;race": ["1.5;white", "2;black"]}), "is it separated by ';'?"),
+        (lambda t: audit(t | {"luminance": 255 * t["luminance"]}), "is no luminance"),
         (lambda t: audit(t, scores="kind"), "is text"),
-        (lambda t: audit(t | {"score": np.array(["0.5", "n/a"] * 45)}, scores="score"), "'n/a'"),
+        (lambda t: audit(t | {"score": np.array(["0.5", "n/a"] * 45)}, scores="score"), "'n/a', row 2"),
         (lambda t: audit(t | {"score": np.where(np.arange(90) < 2, np.nan, t["score"])}), "2 of 90 values"),
         (lambda t: audit(t | {"score": np.where(np.arange(90) < 1, np.inf, t["score"])}), "infinite"),
         (lambda t: audit(t | {"score": np.ones(90)}), "same in every row"),

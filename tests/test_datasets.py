@@ -162,12 +162,16 @@ def test_utkface_reads_names_and_counts_the_malformed(tmp_path) -> None:
     }
     for name in expected:
         put(tmp_path / "part1" / name)
-    faces = read_faces("utkface", tmp_path)
+    faces = read_faces("UTKFace", tmp_path)
     columns = [faces.labels[label] for label in ("age", "gender", "race", "race_original")]
     found = {p.removeprefix("part1/"): row for p, row in zip(faces.paths, zip(*columns, strict=True), strict=True)}
     assert found == expected
     assert faces.notes[0].startswith("5 file names are not age_gender_race_date")
     assert faces.counts()["race"][UNKNOWN] == 5
+    for name in ("portrait.jpg", "0001_01.png"):
+        put(tmp_path / "holiday" / name)
+    with pytest.raises(DataError, match=r"(?s)named as UTKFace's.*portrait\.jpg"):
+        read_faces("utkface", tmp_path / "holiday")
 
 
 def make_race_folders(root: Path) -> None:

@@ -59,6 +59,7 @@ SYNCS_ON_PURPOSE = {
     "consistency": "makes numbers to print",
     "fit_cells": "scikit-learn, on the host",
     "stream": "turns a quota, which lives on the host, into a cycle; test_streaming.py checks its batches this way",
+    "compare_runs": "makes numbers to print",
     "verify": "makes numbers to print",
     "fairness": "makes numbers to print",
 }

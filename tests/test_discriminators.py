@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -510,7 +511,10 @@ def _nan(images: Tensor) -> Tensor:
     [
         (lambda x: score(mean_red, x.numpy()), ShapeError, "tensor here"),
         (lambda x: score(mean_red, x[0]), ShapeError, "not images"),
-        (lambda x: score(mean_red, x[:, :1]), ShapeError, "not images"),
+        (lambda x: score(mean_red, x[:, :1]), ShapeError, r"images.expand\(-1, 3, -1, -1\)"),
+        (lambda x: covariates(x[:, :1]), ShapeError, "images are grey"),
+        (lambda x: sweep(mean_red, SimpleNamespace(images=x.narrow), "hue"), ShapeError, r"faces.images\(0, n\)"),
+        (lambda x: score_table(mean_red, "photos"), ShapeError, "read_faces"),
         (lambda x: score(mean_red, x.long()), ShapeError, "not images"),
         (lambda x: score(mean_red, x.float()), DataError, r"not in \[-1, 1\]"),
         (lambda x: score(mean_red, x / torch.nan), DataError, r"not in \[-1, 1\]"),

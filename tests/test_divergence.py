@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from fairface_synth.attribute_consistency import consistency
 from fairface_synth.attribute_counts import AttributeCounts, attribute_rates, count_attributes, identity_keys
 from fairface_synth.divergence import (
     Cells,
+    Divergence,
+    divergence_text,
     fit_cells,
     js_divergence,
     kl_divergence,
@@ -504,6 +508,60 @@ def test_table_says_what_it_is() -> None:
     assert chosen.names == ("Bald",)
 
 
+def test_sets_of_different_classifiers_are_not_compared_in_silence(tmp_path) -> None:
+    made = {"natural": "one", "edited": "other", "labelled": ""}
+    sets = [dataclasses.replace(draws([0.5, 0.2], 40, i, n), classifier=c) for i, (n, c) in enumerate(made.items())]
+    said = "annotated by different classifiers"
+    with pytest.warns(UserWarning, match=said):
+        table = kl_table(*sets[:2])
+    assert f"(natural, edited) were {said}" in str(table)
+    with pytest.warns(UserWarning, match=said):
+        assert f"(edited, natural) were {said}" in str(kl_matrix({s.name: s for s in sets}))
+    path = tmp_path / "counts.safetensors"
+    count_attributes(sets[0]).save(path)
+    with pytest.warns(UserWarning, match=said):
+        kl_table(AttributeCounts.load(path), count_attributes(sets[1], stream=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert said not in str(kl_table(sets[0], sets[2]))  # hard labels: who made them is not known
+        assert said not in str(kl_table(sets[0], dataclasses.replace(sets[1], classifier="one")))
+    with pytest.raises(DataError, match="another classifier"):
+        count_attributes(sets[0][:20]).merge(count_attributes(sets[1][20:], first_row=20))
+
+
+def test_the_table_says_what_counts_as_present() -> None:
+    p, q = annotated(torch.rand(30, 3)), annotated(torch.rand(30, 3))
+    assert "present where probability ≥ 0.5." in str(kl_table(p, q))
+    assert "present where probability ≥ 0.3." in str(kl_table(p, q, threshold=0.3))
+    assert "≥ a threshold for each attribute." in str(kl_table(p, q, threshold=torch.tensor([0.1, 0.2, 0.3])))
+    a, b = count_attributes(p, threshold=0.3), count_attributes(q, threshold=0.4, stream=1)
+    assert "rates of Q: present where probability ≥ 0.4." in str(kl_table(a, b))
+    with pytest.raises(DataError, match="another rule"):
+        a.merge(count_attributes(q, threshold=0.4, first_row=30))
+
+
+def test_unnamed_sets_are_p_and_q() -> None:
+    p, q = annotated(torch.rand(30, 3)), annotated(torch.rand(40, 3))
+    text = str(kl_table(p, q))
+    assert text.startswith("Nats")
+    assert "P: 30 rows" in text
+    assert "Q: 40 rows" in text
+    assert str(kl_table(annotated(torch.rand(30, 3), name="real"), q)).startswith("P: real. Nats")
+
+
+def test_a_corrected_value_below_zero_is_written_as_zero_and_is_no_more_than_chance() -> None:
+    def text(value: float, signed: bool = False) -> str:
+        low, high = (-0.9, 0.1) if signed else (0.0, 0.1)
+        numbers = (value, low, high, 0.02, 0.01, 0.05)
+        return divergence_text(Divergence(*map(torch.tensor, numbers)), signed)
+
+    assert text(-0.4) == "0.0000 [0.0000, 0.1000] °"
+    assert text(0.04) == "0.0400 [0.0000, 0.1000] °"
+    assert text(0.06) == "0.0600 [0.0000, 0.1000]"
+    assert text(-0.4, signed=True) == "-0.4000 [-0.9000, 0.1000]"
+    assert text(-0.04, signed=True).endswith("°")
+
+
 def test_matrix_holds_the_tables() -> None:
     sets = {"a": random_set(200, 1), "b": annotated(torch.rand(150, 3) ** 2), "c": random_set(90, 2, None)}
     counts = {name: count_attributes(s, stream=i) for i, (name, s) in enumerate(sets.items())}
@@ -638,6 +696,11 @@ def test_errors_speak_up() -> None:
         "several sets": lambda: fit_cells(whole),
         "a list of sets": lambda: fit_cells([]),
         "no names": lambda: kl_matrix([whole, whole]),
+        "a threshold is a probability": lambda: kl_table(whole, whole, threshold="0.5"),
+        "a reliability is a number": lambda: kl_table(whole, whole, min_reliability="0.5"),
+        "settings are whole numbers": lambda: kl_table(whole, whole, replicates="200"),
+        "whole replicates": lambda: consistency(whole, replicates="200"),
+        r"annotate\(images": lambda: kl_table(torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8)),
         "one bin": lambda: kl_table(whole, whole, on="probabilities", bins=1),
         "nothing to compare": lambda: kl_table(annotated(torch.full((4, 3), torch.nan)), whole),
         "joint cells name": lambda: kl_table(whole, whole, on="joint", attributes=["Bald"]),

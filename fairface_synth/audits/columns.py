@@ -5,6 +5,7 @@ A label "", "unknown" or "nan" and a number NaN are missing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from ..errors import DataError
 
 _UNKNOWN = ("", "unknown", "nan", "<na>")  # the last two: missing values that some step made text
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 _MOST_LEVELS = 100  # a factor with more is a number or an identifier given by mistake
 
 
@@ -27,13 +30,35 @@ def read_numbers(table: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """A column as float64, NaN where missing."""
     column = get_column(table, name)
     if column.dtype.kind not in "biuf":
-        texts = [str(x) for x in column if x]
-        example = next((x for x in texts if not _is_number(x)), texts[0] if texts else "")
-        raise DataError(f"column {name!r} is text", expected="numbers", got=repr(example))
+        raise DataError(f"column {name!r} is text", expected="numbers", got=first_text(column))
     column = column.astype(np.float64)
     if np.isinf(column).any():
         raise DataError(f"column {name!r} has infinite values", expected="finite numbers, NaN where missing")
     return column
+
+
+def first_text(column: np.ndarray) -> str:
+    """Where a column of text is no number first: "first value that is no number: 'n/a', row 6"; rows count from 1."""
+    missing = is_unknown(np.char.strip(column.astype(str)))
+    for row, (text, unknown) in enumerate(zip(column.tolist(), missing.tolist(), strict=True), 1):
+        if not unknown and not _is_number(text):
+            return f"first value that is no number: {text!r}, row {row}"
+    return "numbers written as text" if not missing.all() else "no values"
+
+
+def parse_numbers(column: np.ndarray) -> np.ndarray:
+    """Text whose known values are all numbers as numbers, as a CSV file would give it; other columns as they are."""
+    if column.dtype.kind != "U":
+        return column
+    texts = np.char.strip(column)
+    missing = is_unknown(texts)
+    known = texts[~missing]
+    if not len(known) or not all(_NUMBER.fullmatch(text) for text in known.tolist()):
+        return column
+    numbers = np.full(len(column), np.nan)
+    numbers[~missing] = known.astype(np.float64)
+    whole = not missing.any() and all(_WHOLE.fullmatch(text) for text in known.tolist())
+    return numbers.astype(np.int64) if whole and np.abs(numbers).max() < 2**53 else numbers
 
 
 def _is_number(text: str) -> bool:

@@ -282,7 +282,7 @@ class TopBottom(Result):
     def __str__(self) -> str:
         rows = []
         for e in self.rows:
-            score = f"{e.score_mean:.1f} ({e.score_low:.1f}–{e.score_high:.1f})"
+            score = f"{number_text(e.score_mean)} ({number_text(e.score_low)}–{number_text(e.score_high)})"
             others = (
                 f"{number_text(e.means[c])} ({number_text(low)}–{number_text(high)})"
                 for c, (low, high) in e.ranges.items()

@@ -23,7 +23,7 @@ from .columns import check_count
 from .descriptive import Correlations, correlations
 from .design import Interactions
 from .linear import Anova, anova
-from .results import bullets, number_text, p_text, plain
+from .results import Parts, bullets, number_text, p_text, plain
 from .roles import COLOUR, Columns, cell_names, choose_columns, choose_interactions, crossing_name, factor_sets
 from .scores import ScoreAnalyses, ScoreAudit, add_or_skip
 
@@ -257,9 +257,11 @@ def audit(
     Args:
         table: whatever `read_table` reads: a dict of arrays, a pandas frame, the path of a csv, …; one row per image,
             for example from `score_table`.
-        scores: score columns. None: every numeric column whose name begins with "score".
-        factors: columns of labels. None: text and boolean columns with 2 to 20 values. "", "unknown" and "nan" are
-            missing.
+        scores: score columns. None: every numeric column whose name begins with "score"; where some are named, the
+            others of such names are not used.
+        factors: columns of labels. None: text and boolean columns with 2 to 20 values, without "x_original" where
+            there is an "x". "", "unknown" and "nan" are missing. Text that is all numbers is a number, as after a CSV
+            file, unless it is named here.
         traits: other numeric columns, such as ratings of the faces. None: all that are left; a column that merely
             numbers the rows is not used.
         colour: columns of mean red, green and blue, 0–255.
@@ -310,7 +312,9 @@ def audit(
         name: ScoreAnalyses(data, name, columns, reference or {}, interactions, seed).run(k, wanted, draws, tree)
         for name in columns.scores
     }
-    return AuditReport(columns, results, agreement, collinearity, k, (*notes, *_limits(columns)), skipped, data)
+    return AuditReport(
+        columns, results, Parts(agreement), Parts(collinearity), k, (*notes, *_limits(columns)), skipped, data
+    )
 
 
 def _bayes_wanted(bayes: bool | Sequence[str]) -> tuple[str, ...]:

@@ -34,6 +34,13 @@ class Result:
         return to_frame({name: [record[name] for record in records] for name in records[0]})
 
 
+class Parts(dict[str, Any]):
+    """{name: part}; an unknown name is answered with those that are there."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"no part {name!r}; there are: {', '.join(map(repr, self)) or 'none'}; see `skipped`")
+
+
 def result_text(result: Result, header: Sequence[str], rows: Sequence[Sequence[str]], *lines: str) -> str:
     """A table of the rows, lines below it (empty ones are left out), what is missing, and the notes."""
     out = [line for line in lines if line]

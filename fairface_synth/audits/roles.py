@@ -12,7 +12,15 @@ import numpy as np
 from ..discriminators import COVARIATES
 from ..errors import DataError
 from ..tables import Table
-from .columns import is_unknown, levels_of, read_labels, read_numbers, reference_levels
+from .columns import (
+    first_text,
+    is_unknown,
+    levels_of,
+    parse_numbers,
+    read_labels,
+    read_numbers,
+    reference_levels,
+)
 from .design import Interactions
 
 COLOUR = ("red_mean", "green_mean", "blue_mean")
@@ -73,11 +81,21 @@ def choose_columns(
     reference: Mapping[str, str] | None,
 ) -> tuple[Columns, Table, list[str]]:
     """The columns to use, the table of these with factors as text, and notes."""
-    left_out: dict[str, str] = {}
+    asked = {*(_names(table, factors) or ()), *(_names(table, traits) or ())}
+    # Numbers written as text are numbers, as they would be after a CSV file; unless they are asked for as labels.
+    labelled = set(_names(table, factors) or ())
+    table = {name: x if name in labelled else parse_numbers(x) for name, x in table.items()}
     chosen = _names(table, scores)
+    named_scores = [name for name in table if name.lower().startswith("score") and table[name].dtype.kind in "iuf"]
     if chosen is None:
-        chosen = [name for name in table if name.lower().startswith("score") and table[name].dtype.kind in "iuf"]
+        chosen = named_scores
     _check_scores(table, chosen)
+    left_out = {name: "another score, not asked for" for name in named_scores if name not in {*chosen, *asked}}
+    left_out |= {
+        name: f"the source's own values of {name.removesuffix('_original')!r}; factors=[…] makes it a factor"
+        for name in table
+        if name.endswith("_original") and name.removesuffix("_original") in table and name not in {*chosen, *asked}
+    }
     colour, luminance, notes = _measures(table, colour, luminance, left_out)
     measures = [*colour, *([luminance] if luminance else [])]
     used = {*chosen, *measures, *left_out}
@@ -85,6 +103,10 @@ def choose_columns(
     ratings, covariates = _numbers(table, traits, used | labels.keys() | left_out.keys(), left_out)
     levels = {f: levels_of(x[x != ""], f) for f, x in labels.items()}
     reference_levels(levels, reference)  # speaks up early; parts would only be skipped
+    notes += [
+        f"{coarse} follows from {fine}: least squares with both have {fine} alone; factors=[…] chooses."
+        for coarse, fine in determined_factors(labels).items()
+    ]
     data = {name: table[name] for name in (*chosen, *measures, *ratings, *covariates)} | labels
     missing = {n: int((x == "").sum() if n in labels else np.isnan(x.astype(float)).sum()) for n, x in data.items()}
     columns = Columns(
@@ -109,10 +131,14 @@ def _measures(
     if tuple(colour) == COLOUR and not set(COLOUR) <= table.keys():
         absent = [c for c in COLOUR if c not in table]
         left_out |= {c: "part of the colour, the rest of which is absent" for c in COLOUR if c in table}
-        notes.append(f"No colour: the table has no {', '.join(absent)}.")
+        how = 'colour=("R", "G", "B") names columns that are called otherwise'
+        notes.append(f"No colour: the table has no {', '.join(absent)}; {how}.")
         colour = ()
     if luminance == "luminance" and luminance not in table:
-        notes.append("No luminance in the table: nothing says how much of a group's effect goes with it.")
+        notes.append(
+            "No luminance in the table: nothing says how much of a group's effect goes with it; "
+            'luminance="lum" names a column that is called otherwise.'
+        )
         luminance = None
     names = _names(table, list(colour)) or []
     if len(names) not in (0, 3):
@@ -130,6 +156,13 @@ def _measures(
             raise DataError(
                 f"column {name!r} is no mean colour", expected="0–255", got=got, fix="colour=() leaves it out"
             )
+    if luminance is not None and luminance not in left_out:
+        values = read_numbers(table, luminance)
+        low, high = np.nanmin(values), np.nanmax(values)
+        if low < 0 or high > 1 + 1e-6:  # a mean of 1s can round to more
+            got = f"{low:.3g}–{high:.3g}"
+            fix = "divide 0–255 by 255; luminance=None leaves it out"
+            raise DataError(f"column {luminance!r} is no luminance", expected="0–1", got=got, fix=fix)
     if left_out.keys() & set(names):
         left_out |= dict.fromkeys(names, "part of the colour, the rest of which is unusable") | left_out
         names = []
@@ -167,10 +200,15 @@ def _names(table: Table, names: str | Sequence[str] | None) -> list[str] | None:
 
 def _check_scores(table: Table, scores: Sequence[str]) -> None:
     if not scores:
+        texts = [name for name in table if name.lower().startswith("score") and table[name].dtype.kind not in "biuf"]
+        separated = next((mark for mark in ";\t|" if len(table) == 1 and mark in next(iter(table))), None)
+        if texts and separated is None:
+            raise DataError(f"the table has no scores: {texts[0]!r} is text", got=first_text(table[texts[0]]))
         raise DataError(
             "the table has no scores",
             expected='a numeric column whose name begins with "score", or scores="its name"',
-            got=f"columns {', '.join(table)}",
+            got=f"columns {', '.join(table)}" if separated is None else f"one column, {next(iter(table))!r}",
+            fix=None if separated is None else f"is it separated by {separated!r}? Columns are separated by commas",
         )
     for name in scores:
         bad = int(np.isnan(read_numbers(table, name)).sum())
@@ -206,12 +244,26 @@ def _factors(table: Table, wanted: str | Sequence[str] | None, used: set[str], l
         if len(levels) < 2:
             left_out[name] = f"the same everywhere ({next(iter(levels))})" if levels else "no values"
         elif wanted is None and name.lower().startswith("score"):
-            left_out[name] = "text, though named as a score; is a value no number? factors=[…] makes it a factor"
+            why = f"text, though named as a score ({first_text(table[name])})"
+            left_out[name] = f"{why}; factors=[…] makes it a factor"
         elif wanted is None and len(levels) > min(_FEW_LEVELS, max(2, len(values) // 2)):
             left_out[name] = f"text with {len(levels)} different values, taken for names; factors=[…] makes it a factor"
         else:
             labels[name] = values
     return labels
+
+
+def determined_factors(labels: Table) -> dict[str, str]:
+    """{factor: the other one whose label says its label in every row}; of two that are the same, the later one."""
+    out: dict[str, str] = {}
+    for coarse in reversed(list(labels)):
+        for fine in labels:
+            known = (labels[coarse] != "") & (labels[fine] != "")
+            pairs = set(zip(labels[coarse][known].tolist(), labels[fine][known].tolist(), strict=True))
+            if fine != coarse and fine not in out and pairs and len(pairs) == len({b for _, b in pairs}):
+                out[coarse] = fine
+                break
+    return out
 
 
 def _no_trait(column: np.ndarray) -> str:

@@ -16,8 +16,8 @@ from .descriptive import Correlations, GroupTable, TopBottom, correlations, grou
 from .design import Interactions
 from .linear import OLS, Anova, anova, ols
 from .logit import MultinomialLogit, multinomial_logit
-from .results import Result, bullets, number_text, p_text, result_text
-from .roles import MOST_CELLS, Columns, crossing_name, factor_sets
+from .results import Parts, Result, bullets, number_text, p_text, result_text
+from .roles import MOST_CELLS, Columns, crossing_name, determined_factors, factor_sets
 from .trees import TreeReport, tree_report
 
 
@@ -167,15 +167,15 @@ class ScoreAnalyses:
             score=self.score,
             mean=float(y.mean()),
             sd=float(y.std(ddof=1)),
-            groups=self.groups(skipped),
+            groups=Parts(self.groups(skipped)),
             correlations=single.get("correlations"),
-            ols=self.fits(skipped),
-            anova=analyses,
+            ols=Parts(self.fits(skipped)),
+            anova=Parts(analyses),
             held=self.held(analyses),
             extremes=single.get("extremes"),
-            logit=self.logits(k, skipped),
-            bayes=self.posteriors(bayes, draws, skipped),
-            trees=self.trees(skipped) if tree else {},
+            logit=Parts(self.logits(k, skipped)),
+            bayes=Parts(self.posteriors(bayes, draws, skipped)),
+            trees=Parts(self.trees(skipped) if tree else {}),
             skipped=skipped,
         )
 
@@ -202,6 +202,8 @@ class ScoreAnalyses:
         c = self.columns
         factors, colour, light = list(c.factors), list(c.colour), [c.luminance] if c.luminance else []
         rows = self.complete([*factors, *colour, *light])
+        follow = determined_factors({f: self.data[f] for f in factors})
+        factors = [f for f in factors if f not in follow]  # they would add nothing; the report notes it
         plain = [name for name in c.covariates if "/" not in name]
         several = len(factors) > 1 and self.interactions != "none"
         models: dict[str, tuple[Table, list[str], list[str], Interactions]] = {}

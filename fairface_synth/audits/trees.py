@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ..errors import DataError
 from ..tables import TableLike, read_table
 from .columns import check_count, distinct_names, get_column, read_labels
 from .design import ModelData, check_varies
-from .results import Result, find_row, result_text
+from .results import Result, find_row, number_text, result_text
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,14 @@ def tree_report(
     order = np.argsort(-tree.feature_importances_, kind="stable")
     rows = tuple(Importance(names[j], float(tree.feature_importances_[j])) for j in order)
     r2 = (float(np.mean(fold_r2)), float(np.std(fold_r2, ddof=1)), float(r2_score(data.y, tree.predict(X))))
-    text = export_text(tree, feature_names=names, decimals=2)
+    text = _significant(export_text(tree, feature_names=names, decimals=15))
     size = (int(tree.get_depth()), int(tree.get_n_leaves()))
     return TreeReport(rows, fold_r2, *r2, text, *size, how, data.n, data.missing, notes)
+
+
+def _significant(text: str) -> str:
+    """The number that ends each line of a tree with four significant digits: scores can be small."""
+    return re.sub(r"(-?\d+\.\d+)(?=\]?$)", lambda m: number_text(float(m[0])), text, flags=re.MULTILINE)
 
 
 def _folds(
