@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .artifacts import atomic_path, has_values
+from .discriminators import COVARIATES
 from .errors import DataError, FairFaceError, GroupError, ShapeError
 from .identities import _fingerprint, embed
 from .images import from_uint8, warn_if_unit_range
@@ -40,7 +41,6 @@ _HEADER = "annotations.json"
 _RELIABILITY = ".reliability"
 _IDENTITY_COLUMNS = ("identity", "identities", "personid", "subject", "subjectid")
 _ID_COLUMNS = ("id", "ids", "path", "filename")
-_COVARIATES = ("redmean", "greenmean", "bluemean", "luminance", "ita", "contrast", "saturation", "sharpness")
 _INDEX = re.compile(r"(unnamed\d*)?")  # an index as pandas writes it, and as it reads it again
 _CODE = re.compile(r"[+-]?(0|1|0?\.\d+|[01]\.0*|0\.\d+)|yes|no|true|false")
 
@@ -551,7 +551,8 @@ def _from_table(table: Mapping[str, np.ndarray], name: str, wanted: AttributeSch
 def _without_strays(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns without measurements of images and without an index, which are numbers too."""
     index = [k for k in values if _INDEX.fullmatch(_key(k))]
-    measured = [k for k in values if _key(k) in _COVARIATES or _key(k).startswith("score")]
+    covariates = {_key(name) for name in COVARIATES}
+    measured = [k for k in values if _key(k) in covariates or _key(k).startswith("score")]
     if index:
         message = "an unnamed column, probably pandas' index, was left out: to_csv(index=False) writes none"
         warnings.warn(message, stacklevel=4)

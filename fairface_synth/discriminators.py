@@ -756,7 +756,7 @@ def score_table(
             "these are no images",
             expected="a tensor [n, 3, H, W], or an object with len() and .images(start, stop)",
             got=type(images).__name__,
-            fix='read_faces("folder", "photos") reads a folder',
+            fix='read_faces("folder", "photos") for a folder of images',
         )
     if isinstance(images, Tensor) and size is not None:
         raise DataError("size is for sets that are read from files", got=f"size={size}", fix="resize=")

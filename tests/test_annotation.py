@@ -277,7 +277,6 @@ def test_a_table_of_reliabilities_comes_back() -> None:
         ({"x": [1, -1], "y": [0.5, 0.5]}, "y"),
         ({"x": [0.5], "identity": ["a"], "person_id": ["b"]}, "say the same"),
         ({"x": [0, 1, 1], "frame": [0, 1, 2]}, r"(?s)'frame' from 0 to 2.*as_annotations\(table, schema\)"),
-        ({"luminance": [0.5], "identity": ["a"]}, "no table of attributes"),
         (torch.zeros(2, 3, 4, 4), r"annotate\(images"),
         (torch.zeros(2, 3), "from_labels"),
     ],
@@ -298,6 +297,8 @@ def test_measurements_and_an_index_are_no_attributes(tmp_path) -> None:
         assert "left out: luminance, score_2" in messages
         assert a.schema.names == ("fair",)
         assert a.identities.tolist() == ["a", "b", "b"]
+    with pytest.warns(UserWarning, match="luminance"), pytest.raises(DataError, match="no table of attributes"):
+        as_annotations({"luminance": [0.5], "identity": ["a"]})
 
 
 def test_a_schema_says_which_columns_are_attributes() -> None:

@@ -41,7 +41,7 @@ def first_text(column: np.ndarray) -> str:
     """Where a column of text is no number first: "first value that is no number: 'n/a', row 6"; rows count from 1."""
     missing = is_unknown(np.char.strip(column.astype(str)))
     for row, (text, unknown) in enumerate(zip(column.tolist(), missing.tolist(), strict=True), 1):
-        if not unknown and not _is_number(text):
+        if not unknown and not _NUMBER.fullmatch(text.strip()):
             return f"first value that is no number: {text!r}, row {row}"
     return "numbers written as text" if not missing.all() else "no values"
 

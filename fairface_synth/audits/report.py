@@ -273,7 +273,7 @@ def audit(
             none.
         bayes: fit the Bayesian regressions; or those to fit, of "colour", "traits", "category". Needs the
             extra [audit], and on one CPU thread some 10 s for each the first time, which is mostly compilation, and 1
-            to 3 s for every further score.
+            to 3 s for every further score; on a busy machine three times as long.
         draws: kept of each of the four chains.
         tree: fit the decision trees.
         seed: of chains and folds.
