@@ -552,7 +552,8 @@ def _without_strays(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns without measurements of images and without an index, which are numbers too."""
     index = [k for k in values if _INDEX.fullmatch(_key(k))]
     covariates = {_key(name) for name in COVARIATES}
-    measured = [k for k in values if _key(k) in covariates or _key(k).startswith("score")]
+    last = {k: _key(k.rpartition("/")[2]) for k in values}  # "skin/luminance", of a region
+    measured = [k for k, key in last.items() if key in covariates or key.startswith("score")]
     if index:
         message = "an unnamed column, probably pandas' index, was left out: to_csv(index=False) writes none"
         warnings.warn(message, stacklevel=4)

@@ -287,14 +287,16 @@ def test_tables_that_are_no_annotations_speak_up(table, says: str) -> None:
 
 
 def test_measurements_and_an_index_are_no_attributes(tmp_path) -> None:
-    frame = pd.DataFrame({"subject": ["a", "b", "b"], "fair": [1, 0, 1], "luminance": [0.2, 0.3, 0.4], "score_2": 0.5})
+    frame = pd.DataFrame(
+        {"subject": ["a", "b", "b"], "fair": [1, 0, 1], "luminance": [0.2, 0.3, 0.4], "skin/ita": 0.5, "score": 0.5}
+    )
     frame.to_csv(tmp_path / "set.csv")  # with pandas' index, as a column without a name
     for table in (tmp_path / "set.csv", pd.read_csv(tmp_path / "set.csv")):
         with pytest.warns(UserWarning, match="left out") as caught:
             a = as_annotations(table)
         messages = " ".join(str(w.message) for w in caught)
         assert "index=False" in messages
-        assert "left out: luminance, score_2" in messages
+        assert "left out: luminance, skin/ita, score" in messages
         assert a.schema.names == ("fair",)
         assert a.identities.tolist() == ["a", "b", "b"]
     with pytest.warns(UserWarning, match="luminance"), pytest.raises(DataError, match="no table of attributes"):
