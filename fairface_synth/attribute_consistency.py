@@ -19,7 +19,7 @@ from torch import Tensor
 from .annotation import as_annotations
 from .attribute_counts import attribute_frame, marked, noise_note
 from .errors import DataError
-from .reports import _Z95, markdown_table
+from .reports import Z95, markdown_table
 
 _AT_ONCE = 4096  # identities that are resampled together
 
@@ -160,7 +160,7 @@ def _consistency(
         weights = torch.from_numpy(rng.poisson(1.0, (len(columns[0]), replicates))).double()
         drawn += torch.stack([weights.T @ column for column in columns])
     draws = drawn[:2] / drawn[2]
-    half = _Z95 * _deviation(draws, used)
+    half = Z95 * _deviation(draws, used)
     low, high = (mean - half).clamp_min(0), (mean + half).clamp_max(1)
     low[0] = low[0].clamp_min(0.5)
     low, high = (torch.where(used > 1, x, torch.nan) for x in (low, high))

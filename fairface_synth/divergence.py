@@ -26,7 +26,7 @@ from .annotation import AttributeSchema, as_annotations
 from .artifacts import Artifact
 from .attribute_counts import AttributeCounts, attribute_frame, count_attributes, marked, noise_note, size_note
 from .errors import DataError, ShapeError
-from .reports import _Z95, markdown_table
+from .reports import Z95, markdown_table
 from .tables import to_frame
 
 On = Literal["labels", "probabilities", "joint"]
@@ -247,7 +247,7 @@ def _compare(p: Tensor, q: Tensor, alpha: float, binary: bool, seed: int) -> Ten
     # What sampling adds, and what smoothing takes: the same step once more, from the estimate as if it were the truth.
     smoothed_twice = measure(smooth(n[:, None] * shares_p), smooth(m[:, None] * shares_q))
     value = plugin - (draws.mean(0) - plugin) - (smoothed_twice - plugin)
-    half = _Z95 * draws.std(0)
+    half = Z95 * draws.std(0)
     low, high = value - half, value + half
     if binary:
         root_low, root_high = _root_interval(p, q, shares_p, shares_q, alpha, seed)
@@ -272,7 +272,7 @@ def _root_interval(p: Tensor, q: Tensor, p0: Tensor, q0: Tensor, alpha: float, s
         return (a[..., 1] - b[..., 1]).sign()[..., None] * _divergences(a, b)[..., :3].sqrt()
 
     centre = root(p0, q0)
-    half = _Z95 * root(*(x / x.sum(-1, keepdim=True) for x in noisy)).std(0)
+    half = Z95 * root(*(x / x.sum(-1, keepdim=True) for x in noisy)).std(0)
     ends = torch.stack((centre - half, centre + half))
     low = torch.where(ends[0] * ends[1] <= 0, 0.0, ends.square().min(0).values)
     return low, ends.square().max(0).values

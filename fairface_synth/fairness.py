@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .errors import DataError, GroupError
 from .groups import UNSURE, Groups
-from .identities import _RULE_OF_30
+from .identities import RULE_OF_30
 from .reports import markdown_table
 from .tables import to_frame
 from .verification import (
@@ -501,8 +501,8 @@ def _notes(f: Fairness, c: Comparisons, unresolved: str, pool: str, accuracy_at:
         notes.append(f"Accuracy is at {f.accuracy_threshold:.4f}, where it is best over all comparisons.")
     notes += [f"{name} is absent: {reason}." for name, reason in f.absent.items()]
     if f.at_fmr is not None:
-        few = [g for g in f.by_group["fmr"] if (f.counts[g]["non_mated"] or 0) * f.at_fmr < _RULE_OF_30]
-        notes += [f"Fewer than {_RULE_OF_30} false matches expected (rule of 30): {', '.join(few)}."] if few else []
+        few = [g for g in f.by_group["fmr"] if (f.counts[g]["non_mated"] or 0) * f.at_fmr < RULE_OF_30]
+        notes += [f"Fewer than {RULE_OF_30} false matches expected (rule of 30): {', '.join(few)}."] if few else []
     reasons = dict.fromkeys(m.reason for m in (*f.measures.values(), *f.overall.values()) if m.reason != unresolved)
     notes += [f"–, or no interval: {reason}." for reason in reasons if reason]
     if not all(math.isnan(limit) for limit in f.by_chance.values()):

@@ -27,7 +27,7 @@ from .reports import markdown_table, share_text, wilson_interval
 Method = Literal["greedy", "components"]
 
 # Doddington et al. 2000: with 30 errors, the true rate is within ±30 % of the observed one at 90 % confidence.
-_RULE_OF_30 = 30
+RULE_OF_30 = 30
 
 
 # ------------------------------------------------------------------------------------------ embedding
@@ -382,10 +382,10 @@ def threshold_at_fmr(impostors: ImpostorScores | Tensor, fmr: float) -> Threshol
         raise DataError("impostor scores with NaN or infinities", fix="check the embeddings they came from")
     n = len(scores)
     allowed = math.floor(fmr * n + 1e-6)
-    if allowed < _RULE_OF_30:
+    if allowed < RULE_OF_30:
         raise DataError(
             f"too few impostor scores for an FMR of {fmr:g}",
-            expected=f"{math.ceil(_RULE_OF_30 / fmr):,} or more (30 false matches, the rule of 30)",
+            expected=f"{math.ceil(RULE_OF_30 / fmr):,} or more (30 false matches, the rule of 30)",
             got=f"{n:,}",
             fix="raise n_pairs, embed more identities (n give n(n − 1)/2 pairs), or ask for a higher FMR",
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .artifacts import has_values
 from .errors import DataError, ShapeError
-from .reports import _Z95, wilson_interval
+from .reports import Z95, wilson_interval
 
 # Squared distances from matrix products err by about 1e-14 of the squared norms. Anything below this share of them is
 # a tie, and ties are inside: then exact copies, and the block size, make no difference.
@@ -145,7 +145,7 @@ def kid(
             for _ in range(subsets)
         ]
         mean, std = torch.stack(draws).mean(), torch.stack(draws).std(correction=0)
-    return KID(value, value - _Z95 * error, value + _Z95 * error, error, mean, std, len(x), len(y))
+    return KID(value, value - Z95 * error, value + Z95 * error, error, mean, std, len(x), len(y))
 
 
 def prdc(
@@ -311,7 +311,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _intervals(value: Tensor, variance: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """95 % limits of [precision, recall, density, coverage] whose variances are known."""
-    error = _Z95 * variance.sqrt()
+    error = Z95 * variance.sqrt()
     effective = (value * (1 - value) / variance.clamp_min(1e-300)).minimum(size)
     effective = torch.where(value * (1 - value) > 0, effective, size)
     low, high = wilson_interval(value * effective, effective)

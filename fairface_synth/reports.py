@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import ShapeError
 from .groups import Groups
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def wilson_interval(count: Tensor, total: Tensor | int) -> tuple[Tensor, Tensor]
     """
     n = torch.as_tensor(total, dtype=torch.float64, device=count.device).clamp_min(1e-300)
     p = count.double() / n
-    centre = (p + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
-    half = _Z95 / (1 + _Z95**2 / n) * (p * (1 - p) / n + _Z95**2 / (4 * n**2)).sqrt()
+    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * (p * (1 - p) / n + Z95**2 / (4 * n**2)).sqrt()
     empty = n < 0.5
     low, high = (centre - half).clamp(0, 1), (centre + half).clamp(0, 1)
     # Exactly 0 and 1 at the ends, where rounding would leave 1e-17.

@@ -22,8 +22,8 @@ from torch import Tensor
 from .artifacts import has_values
 from .errors import DataError, GroupError, ShapeError
 from .groups import UNSURE, Groups, check_ids
-from .identities import _RULE_OF_30, _numbered, _rows, check_embeddings, impostor_scores
-from .reports import _Z95, markdown_table, wilson_interval
+from .identities import RULE_OF_30, _numbered, _rows, check_embeddings, impostor_scores
+from .reports import Z95, markdown_table, wilson_interval
 from .tables import to_frame
 
 if TYPE_CHECKING:
@@ -765,7 +765,7 @@ def measured(
     effective = trials.least
     if variance > 0:
         student = float(stdtrit(max(1.0, trials.even - 1), 0.975))
-        effective = max(effective, value * (1 - value) / variance) * (_Z95 / student) ** 2
+        effective = max(effective, value * (1 - value) / variance) * (Z95 / student) ** 2
     trial = torch.tensor(min(effective, trials.made), dtype=torch.float64)
     low_end, high_end = wilson_interval(value * trial, trial)
     return Measured(value, min(float(low_end), value), max(float(high_end), value))
@@ -782,9 +782,9 @@ def percentiles(resampled: Tensor) -> tuple[float, float]:
 
 def why_unresolved(table: ScoreTable, fmr: float) -> str:
     """Why a table's non-mated comparisons set no threshold (rule of 30); "" if they do."""
-    if math.floor(fmr * table.non_mated + 1e-6) >= _RULE_OF_30:
+    if math.floor(fmr * table.non_mated + 1e-6) >= RULE_OF_30:
         return ""
-    needed = math.ceil(_RULE_OF_30 / fmr)
+    needed = math.ceil(RULE_OF_30 / fmr)
     return f"FMR {fmr:g} needs {needed:,} non-mated comparisons (rule of 30), there are {table.non_mated:,}"
 
 
