@@ -24,6 +24,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/identities.py
 	$(BIN)/python benchmarks/rare_groups.py
 	$(BIN)/python benchmarks/unseen_groups.py
+	$(BIN)/python benchmarks/divergence.py
+	$(BIN)/python benchmarks/stream.py
 
 # Runs every Python example in README.md and docs/.
 docs: $(INSTALLED)
