@@ -11,7 +11,7 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -381,8 +381,24 @@ def _cycle(groups: Groups, spec: Any) -> Tensor:
     shares = [q / 10**6 for q in balanced_quota(groups, 10**6, spec).tolist()]
     whole = (n for n in range(1, 1001) if all(abs(s * n - round(s * n)) < 2e-6 * n for s in shares))
     counts = balanced_quota(groups, next(whole, 1000), spec).tolist()
-    turns = sorted(((i + 0.5) / n, g) for g, n in enumerate(counts) for i in range(n))
-    return torch.tensor([g for _, g in turns])
+    return torch.tensor(_spread(counts))
+
+
+def _spread(counts: Sequence[int]) -> list[int]:
+    """Group g counts[g] times, so that no beginning of the list is off its share by a whole one (Tijdeman 1980).
+
+    Then no stretch of it, such as a batch, is off by two. Merely sorting evenly spaced turns is: where several groups'
+    turns fall together, the others' pile up beside them.
+    """
+    total, present = sum(counts), [g for g, n in enumerate(counts) if n]
+    slack = 1 / (2 * len(present) - 2) if len(present) > 1 else 0.0
+    had, turns = [0] * len(counts), []
+    for t in range(1, total + 1):
+        owed = {g: counts[g] * t / total - had[g] for g in present}
+        ready = [g for g in present if owed[g] >= slack - 1e-9]
+        turns.append(min(ready, key=lambda g: (round((1 - slack - owed[g]) * total / counts[g], 6), g)))  # due first
+        had[turns[-1]] += 1
+    return turns
 
 
 # --- making batches ahead -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -103,6 +103,7 @@ def test_every_batch_is_balanced_and_the_remainder_goes_round(m: int, k: int, wo
 
 
 @given(st.lists(st.integers(0, 9), min_size=6, max_size=6).filter(any), st.integers(1, 30))
+@example(shares=[0, 0, 1, 1, 1, 6], m=3)
 def test_a_quota_holds_in_every_batch_and_exactly_in_the_long_run(shares: list[int], m: int) -> None:
     quota, total = torch.tensor(shares), sum(shares)
     cycle = stream(_source(), m, groups=quota, images_per_identity=1)._recipe.cycle
