@@ -497,6 +497,11 @@ def _notes(f: Fairness, c: Comparisons, unresolved: str, pool: str, accuracy_at:
     where = "τ was given" if f.at_fmr is None else f"τ is set at FMR {f.at_fmr:g} on all non-mated comparisons{pool}"
     notes = [f"Two faces match if score ≥ τ = {f.threshold:.4f}; {where}. α = {f.alpha:g}."]
     notes = [f"No threshold: {unresolved}."] if unresolved else notes
+    rejected = [m.value for g, m in f.by_group["fnmr"].items() if g not in f.absent]
+    if rejected and min(rejected) == 1:
+        notes.append(
+            "**Every mated comparison is rejected; the measures say nothing.** Distances? Pass their negatives."
+        )
     if accuracy_at == "best":
         notes.append(f"Accuracy is at {f.accuracy_threshold:.4f}, where it is best over all comparisons.")
     notes += [f"{name} is absent: {reason}." for name, reason in f.absent.items()]

@@ -590,14 +590,16 @@ def score_densities(verification: Verification, *, bins: int = 80, title: str | 
     return figure
 
 
-def fairness_dashboard(result: Fairness | Verification, *, at_fmr: float = 1e-3, title: str | None = None) -> Figure:
+def fairness_dashboard(
+    result: Fairness | Verification, *, at_fmr: float | None = None, title: str | None = None
+) -> Figure:
     """FMR, FNMR and accuracy of each group with intervals, and all fairness measures, as one figure.
 
     Absent groups keep their line, empty. A dotted line is the overall figure.
 
     Args:
         result: of `fairness`; or of `verify`, and then the figure also shows DET curves.
-        at_fmr: where the threshold is set, for a `Verification`.
+        at_fmr: where the threshold is set, for a `Verification`; None: as `Verification.fairness` has it.
         title: above the figure.
     """
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -303,11 +303,18 @@ class Verification:
     comparisons: Comparisons
     notes: tuple[str, ...] = ()
 
-    def fairness(self, *, at_fmr: float = 1e-3, **options: Any) -> Fairness:
-        """Fairness measures of the same comparisons; see `fairface_synth.fairness.fairness`."""
+    def fairness(self, *, at_fmr: float | None = None, **options: Any) -> Fairness:
+        """Fairness measures of the same comparisons; see `fairface_synth.fairness.fairness`.
+
+        Args:
+            at_fmr: where the threshold is set. None: 1e-3 if it is among this verification's targets, or the first.
+            options: of `fairness`.
+        """
         from .fairness import fairness
 
-        return fairness(self, at_fmr=at_fmr, **options)
+        targets = [point.target for point in self.overall.points]
+        at = (1e-3 if 1e-3 in targets else targets[0]) if at_fmr is None else at_fmr
+        return fairness(self, at_fmr=at, **options)
 
     @property
     def _all(self) -> list[Performance]:
@@ -474,7 +481,22 @@ def verify(
             rng = torch.Generator(embeddings.device).manual_seed(rng_seed)
             made = _from_identities(embeddings, identities, names, group_ids, n_pairs, rng)
             folds = _identity_folds(made, rng_seed)
-    return evaluate(made, targets, threshold, folds=folds, resamples=resamples, seed=rng_seed)
+    result = evaluate(made, targets, threshold, folds=folds, resamples=resamples, seed=rng_seed)
+    mixed = 0 if scores is not None else _in_several_groups(identities, group_ids)
+    if not mixed:
+        return result
+    note = (
+        f"{mixed} identities have faces in several groups, whose mated comparisons count overall alone: is the label "
+    )
+    return replace(result, notes=(*result.notes, note + "of the image? The group of the identity is meant."))
+
+
+def _in_several_groups(identities: Tensor | None, group_ids: Tensor | None) -> int:
+    """How many identities have faces in more than one group."""
+    if identities is None or group_ids is None:
+        return 0
+    pairs = torch.unique(torch.stack((identities, group_ids), dim=1)[group_ids >= 0], dim=0)
+    return int((torch.unique(pairs[:, 0], return_counts=True)[1] > 1).sum())
 
 
 def check_settings(fmr: Sequence[float], threshold: str, n_pairs: int, resamples: int) -> tuple[float, ...]:
@@ -692,6 +714,10 @@ def _notes(c: Comparisons, threshold: str, results: list[Performance], folds: Te
         "per-group": "each group's own non-mated comparisons",
     }[threshold]
     notes = [f"Two faces match if score ≥ threshold. Thresholds are set on {pool}."]
+    if results[0].auc.value < 0.5:
+        notes.append(
+            "**Mated comparisons score lower than non-mated ones.** Are these distances? Pass their negatives."
+        )
     if c.names:
         notes.append("A group's comparisons have both faces in it; all others count in the overall figures alone.")
     notes += [f"{p.name} is absent: {p.absent}." for p in results[1:-1] if p.absent]

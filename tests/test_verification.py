@@ -12,6 +12,7 @@ from sklearn.metrics import det_curve, roc_auc_score, roc_curve
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import fairface_synth as ffs
 from fairface_synth import DataError, GroupError, Groups, ShapeError, plotting
 from fairface_synth.identities import impostor_scores, threshold_at_fmr
 from fairface_synth.score_histograms import ScoreHistogram, cross_scores
@@ -631,3 +632,22 @@ def test_stays_on_the_device() -> None:
         histogram = cross_scores(x, ids, ids, groups=NAMES, bins=16, block=4)
         more = histogram.update(scores, scores > 0).merge(histogram)
         assert {scores.device.type, histogram.counts.device.type, more.counts.device.type} == {"cuda"}
+
+
+def test_distances_and_labels_of_images_are_noticed() -> None:
+    rng = torch.Generator().manual_seed(0)
+    identity = torch.arange(60).repeat_interleave(4)
+    centre = torch.randn(60, 8, generator=rng)[identity]
+    e = torch.nn.functional.normalize(centre + 0.2 * torch.randn(240, 8, generator=rng), dim=1)
+    options = {"groups": ["a", "b"], "fmr": (0.05, 0.1), "resamples": 0}
+    good = verify(e, identities=identity, group_ids=identity % 2, **options)
+    assert not any("distances" in note or "several groups" in note for note in good.notes)
+    assert good.fairness(resamples=0).at_fmr == 0.05  # 1e-3 is not among its targets
+    mixed = verify(e, identities=identity, group_ids=torch.arange(240) % 2, **options)
+    assert any("60 identities have faces in several groups" in note for note in mixed.notes)
+    c = good.comparisons
+    upside_down = verify(scores=-c.scores, mated=c.mated, fmr=(0.05,), resamples=0)
+    assert any("distances" in note for note in upside_down.notes)
+    names = ["a"] * len(c.scores)
+    nothing = ffs.fairness(c.scores, c.mated, names, threshold=2.0, groups=["a"], resamples=0)
+    assert any("every mated comparison is rejected" in note.lower() for note in nothing.notes)
