@@ -798,6 +798,11 @@ def _fold_numbers(words: Sequence[str], where: Callable[[int], str]) -> np.ndarr
     if "" in words:
         raise DataError(f"{where(list(words).index(''))}: no fold", expected="a fold for every pair", got="empty")
     different = set(words)
+    fraction = next((i for i, word in enumerate(words) if re.fullmatch(r"-?\d*\.\d*[1-9]\d*", word)), None)
+    if fraction is not None:
+        fix = "if it is a score, leave the column out, or name the others by columns="
+        got = repr(words[fraction])
+        raise DataError(f"{where(fraction)}: this is no fold", expected="a whole number or a name", got=got, fix=fix)
     is_number = all(re.fullmatch(r"-?\d+(\.0)?", word) for word in different)
     order = sorted(different, key=lambda word: int(float(word)) if is_number else word)  # type: ignore[arg-type, return-value]
     number = {word: i for i, word in enumerate(order)}

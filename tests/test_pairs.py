@@ -702,3 +702,13 @@ def test_groups_are_groups(tmp_path: Path) -> None:
     pairs = read_pairs("list", tmp_path, pairs={"first": ["a"], "second": ["b"], "mated": [True]})
     with pytest.raises(GroupError, match="labels and their values"):
         pairs.group_ids(["a"])  # type: ignore[arg-type]
+
+
+def test_a_score_is_no_fold(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        put(tmp_path / f"{name}.jpg")
+    lines = "a.jpg b.jpg 1 1\na.jpg c.jpg 0 0.71\n"
+    with pytest.raises(DataError, match="this is no fold"):
+        read_pairs("list", tmp_path, pairs=write(tmp_path / "scores.txt", lines))
+    whole = write(tmp_path / "folds.txt", lines.replace("0.71", "2.0"))
+    assert read_pairs("list", tmp_path, pairs=whole).folds.tolist() == [0, 1]
