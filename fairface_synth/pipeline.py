@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .artifacts import atomic_path
+from .artifacts import Artifact, atomic_path
 from .errors import DataError, GroupError
 from .evolution import Archive, evolve
+from .fingerprints import fingerprint_generator, fingerprint_model
 from .fitness import face_fitness
 from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
 from .groups import Groups, balanced_quota
@@ -42,6 +45,13 @@ from .subspaces import Method, Subspace, fit_subspace, lift, project
 from .variations import Axis, Detector, Variations, vary
 
 Sampling = Literal["gaussian", "screen", "reject", "evolve"]
+_FORMAT, _VERSION = "fairface_synth.pipeline", 1
+_PARTS: Mapping[str, type[Artifact]] = {
+    "bank": LatentBank,
+    "subspace": Subspace,
+    "gaussians": GroupGaussians,
+    "screen": Screen,
+}
 _IMPOSTOR_STREAM = 2**32 - 2  # natural faces for thresholds, apart from the bank's and the samples'
 
 
@@ -284,6 +294,140 @@ class Pipeline:
         )
         gaussians = compose(gaussians) if gaussians.absent else gaussians
         return cls(generator, labeller, groups, bank, subspace, gaussians, detector, min_confidence, embedder)
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write what was fitted to a folder; returns the folder. The models themselves are not in it.
+
+        bank, subspace and gaussians as safetensors, screen too if it was fitted already, and pipeline.json: groups,
+        min_confidence, checksums, and fingerprints of the models, so that `load` can refuse others. The folder appears
+        under its name when everything is on disk, never half.
+
+        Args:
+            folder: a new or empty one.
+            overwrite: replace a saved pipeline; a folder with anything else in it is refused all the same.
+
+        Raises:
+            DataError: the folder holds something, or the disk does not take it.
+        """
+        folder = Path(folder)
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        ours = {f"{name}.safetensors" for name in _PARTS} | {"pipeline.json", "models.json"}
+        if folder.is_file() or (held and not (overwrite and "pipeline.json" in held and held <= ours)):
+            raise DataError(
+                f"{folder} holds something already",
+                expected="a new folder" + (", or a saved pipeline alone" if overwrite else ""),
+                got=", ".join(sorted(held)[:5]) or "a file",
+                fix="another folder" + ("" if overwrite else ", or overwrite=True to replace a saved pipeline"),
+            )
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as name:
+                new, old = Path(name, "new"), Path(name, "old")
+                self._write(new)
+                if held:
+                    folder.replace(old)
+                try:
+                    new.replace(folder)
+                except OSError:
+                    if held:
+                        old.replace(folder)
+                    raise
+                _sync(folder.parent)
+        except OSError as error:
+            raise DataError(
+                f"the pipeline could not be written to {folder}",
+                expected="a folder on a disk with room that may be written to",
+                got=error,
+                fix="free some room or name another folder; nothing half-written is left under that name",
+            ) from error
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        folder.mkdir()
+        fitted = {"bank": self.bank, "subspace": self.subspace, "gaussians": self.gaussians, "screen": self._screen}
+        sums = {}
+        for name, part in fitted.items():
+            if part is not None:
+                part.save(folder / f"{name}.safetensors")
+                sums[name] = _checksum(folder / f"{name}.safetensors")
+        models = {"labeller": self.labeller, "embedder": self.embedder, "detector": self.detector}
+        described = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "groups": {a: list(v) for a, v in self.groups.attributes.items()},
+            "min_confidence": self.min_confidence,
+            "sha256": sums,
+            "fingerprints": {
+                "generator": fingerprint_generator(self.generator),
+                **{name: _fingerprint(model, self.generator) for name, model in models.items()},
+            },
+            "versions": {"fairface_synth": _library_version(), "torch": torch.__version__},
+        }
+        with atomic_path(folder / "pipeline.json") as path:
+            path.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _sync(folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        generator: Generator,
+        labeller: Labeller,
+        *,
+        detector: Detector | None = None,
+        embedder: Embedder | None = None,
+        device: torch.device | str | None = None,
+    ) -> Pipeline:
+        """The pipeline that `save` wrote, with the models it was fitted with: the same latents, bit for bit.
+
+        >>> pipeline.save("pipeline")
+        >>> again = Pipeline.load("pipeline", world.generator, world.labeller, embedder=world.embedder)
+
+        Args:
+            folder: of `save`.
+            generator, labeller: those of the fit; others are refused, since the Gaussians would aim at nothing.
+                Plain functions are compared by what they do, coarsely (`fingerprints`).
+            detector, embedder: as in `fit`; any.
+            device: of what was fitted; by default the generator's.
+
+        Raises:
+            DataError: no saved pipeline, a damaged one, or other models than it was fitted with.
+        """
+        folder = Path(folder)
+        described = _read_description(folder)
+        wanted = described["fingerprints"]
+        given = {"generator": fingerprint_generator(generator), "labeller": _fingerprint(labeller, generator)}
+        other = [name for name in given if given[name] != wanted[name]]
+        if other:
+            raise DataError(
+                f"the pipeline in {folder} was fitted with another {' and another '.join(other)}",
+                expected=", ".join(f"{name} {wanted[name]}" for name in other),
+                got=", ".join(f"{name} {given[name]}" for name in other),
+                fix="load the same weights in the same dtype, or fit a pipeline with these models",
+            )
+        device = generator.w_avg.device if device is None else device
+        parts: dict[str, Any] = {}
+        for name, digest in described["sha256"].items():
+            path = folder / f"{name}.safetensors"
+            if not path.is_file() or _checksum(path) != digest:
+                raise DataError(
+                    f"{path} is {'damaged' if path.is_file() else 'missing'}",
+                    expected="the file that Pipeline.save wrote",
+                    fix="copy the folder again, or fit again",
+                )
+            parts[name] = _PARTS[name].load(path, str(device))
+        drawn = parts.pop("screen", None)
+        pipeline = cls(
+            generator,
+            labeller,
+            Groups(described["groups"]),
+            **parts,
+            detector=detector,
+            min_confidence=described["min_confidence"],
+            embedder=embedder,
+        )
+        pipeline._screen = drawn
+        return pipeline
 
     @property
     def screen(self) -> Screen:
@@ -599,3 +743,61 @@ def _without_rare(groups: Groups, ids: Tensor, min_samples: int, min_confidence:
 
 def _labels_by_attribute(groups: Groups, ids: Tensor) -> dict[str, Tensor]:
     return {attribute: groups.value_ids(ids, attribute) for attribute in groups.attributes}
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """pipeline.json of a saved pipeline, checked."""
+    try:
+        described = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder} holds no saved pipeline",
+            expected="a folder that Pipeline.save wrote",
+            got=error,
+            fix="pipeline.save(folder) writes one whole or not at all: was it copied in part?",
+        ) from error
+    known = isinstance(described, dict) and described.get("format") == _FORMAT
+    if not known or described.get("version") not in range(1, _VERSION + 1):
+        raise DataError(
+            f"{folder}/pipeline.json is nothing that this version can read",
+            expected=f"{_FORMAT}, version ≤ {_VERSION}",
+            got=f"{described.get('format')}, version {described.get('version')}" if known else "something else",
+            fix="update fairface_synth, or fit again",
+        )
+    groups, sums, models = (described.get(name) for name in ("groups", "sha256", "fingerprints"))
+    if not (
+        all(isinstance(x, dict) for x in (groups, sums, models))
+        and isinstance(described.get("min_confidence"), (int, float))
+        and set(_PARTS) - {"screen"} <= set(sums) <= set(_PARTS)
+        and {"generator", "labeller"} <= set(models)
+    ):
+        raise DataError(
+            f"{folder}/pipeline.json is damaged",
+            expected="groups, min_confidence, sha256 and fingerprints as Pipeline.save wrote them",
+            fix="copy the folder again, or fit again",
+        )
+    return described
+
+
+def _fingerprint(model: Any, generator: Generator) -> str:
+    return fingerprint_model(model, generator.resolution, generator.w_avg.device)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """So that renames inside survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _library_version() -> str:
+    from . import __version__  # at import the package is still being made
+
+    return __version__

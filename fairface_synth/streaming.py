@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,17 +26,14 @@ from .groups import Groups, balanced_quota
 from .label_noise import CorrectedQuota
 from .latents import normals, to_layers
 from .models.pretrained import check_images, resize
-from .models.protocols import Generator
-from .screening import FACE, Screen
-from .variations import Axis, edit
+from .people import MAX_IMAGES, Drawing, People, Source, axis_steps, check_axes, check_source
+from .variations import Axis
 
-Drawing = Literal["gaussian", "screen"]
 Transform = Callable[[Tensor, Tensor], Tensor]  # (images [n, 3, H, W], their numbers int64 [n]) → images
 
 FIRST_INDEX = 2**40  # of `latents`, so that no stream shows the faces of `Pipeline.sample` of the same seed
 _NEIGHBOURS = 2**40  # identities that exist only to be moved towards, beyond all that are shown
-_MAX_IMAGES = 1024  # of one identity: image t of identity j has the number 1024·j + t
-_VARIATION_STREAM, _CANDIDATE_STREAM, _AUGMENT_STREAM = 2**32 - 3, 2**32 - 4, 2**32 - 5
+_AUGMENT_STREAM = 2**32 - 5
 
 
 class SyntheticBatch(NamedTuple):
@@ -53,17 +50,6 @@ class SyntheticBatch(NamedTuple):
     identity: Tensor
     group_ids: Tensor
     latents: Tensor
-
-
-class Source(Protocol):
-    """What a stream is made from: a `Pipeline`, or `types.SimpleNamespace(generator=…, groups=…, latents=…)`."""
-
-    generator: Generator
-    groups: Groups
-
-    def latents(self, group_ids: Tensor, index: Tensor, seed: int = 0, truncation_psi: float = 1.0) -> Tensor:
-        """w aimed at the groups; row i depends on (seed, group_ids[i], index[i]) alone."""
-        ...
 
 
 def stream(
@@ -119,27 +105,25 @@ def stream(
         DataError, GroupError, ShapeError: settings out of range, unknown groups, a source without the parts that the
             method needs.
     """
-    generator = _check_source(source, method)
-    axes = (axes,) if isinstance(axes, Axis) else None if axes is None else tuple(axes)
-    _check_settings(batch_size, images_per_identity, axes, perturbation, candidates, seed, rank, world_size, prefetch)
+    generator = check_source(source, method)
+    _check_settings(batch_size, images_per_identity, perturbation, candidates, seed, rank, world_size, prefetch)
+    axes = check_axes(axes, images_per_identity)
     if not math.isfinite(truncation_psi):
         raise DataError("truncation is a number", expected="truncation_psi, for example 0.7", got=truncation_psi)
     screen = getattr(source, "screen", None) if method == "screen" else None
     if screen is not None and truncation_psi != 1.0:
         expected = f"truncation_psi=1.0 here; the bank has ψ = {screen.truncation_psi}"
         raise DataError("a screen draws with its bank's truncation", expected=expected, got=truncation_psi)
+    # Natural candidates have a sequence of their own; the Gaussians' is that of Pipeline.sample, further on.
+    first = FIRST_INDEX if screen is None else 0
+    neighbours = first + _NEIGHBOURS
     recipe = _Recipe(
-        source=source,
-        screen=screen,
+        people=People(source, screen, axes, perturbation, candidates, truncation_psi, seed, neighbours),
+        first=first,
         cycle=_cycle(source.groups, groups).to(generator.w_avg.device),
         identities=batch_size // images_per_identity,
         images_per_identity=images_per_identity,
-        axes=axes,
-        perturbation=perturbation,
-        candidates=candidates,
-        truncation_psi=truncation_psi,
         transform=transform,
-        seed=seed,
     )
     return SyntheticStream(recipe, rank, world_size, prefetch, device)
 
@@ -166,7 +150,8 @@ class SyntheticStream(IterableDataset[SyntheticBatch]):
         r = self._recipe
         return (
             f"SyntheticStream({r.identities} identities × {r.images_per_identity} images a batch, "
-            f"{len(r.cycle.unique())} groups, seed={r.seed}, rank {self._rank} of {self._world_size}, step={self.step})"
+            f"{len(r.cycle.unique())} groups, seed={r.people.seed}, rank {self._rank} of {self._world_size}, "
+            f"step={self.step})"
         )
 
     def __iter__(self) -> Iterator[SyntheticBatch]:
@@ -256,34 +241,30 @@ class SyntheticStream(IterableDataset[SyntheticBatch]):
 class _Recipe:
     """Makes any batch by its number, counted over all ranks."""
 
-    source: Source
-    screen: Screen | None
+    people: People
+    first: int  # number of identity 0 among the people
     cycle: Tensor  # the group of identity j is cycle[j mod its length]
     identities: int
     images_per_identity: int
-    axes: tuple[Axis, ...] | None
-    perturbation: float
-    candidates: int
-    truncation_psi: float
     transform: Transform | None
-    seed: int
 
     @property
     def device(self) -> torch.device:
-        return self.source.generator.w_avg.device
+        return self.people.source.generator.w_avg.device
 
     def settings(self) -> dict[str, Any]:
         """What a state must agree on."""
+        p = self.people
         return {
-            "seed": self.seed,
+            "seed": p.seed,
             "identities": self.identities,
             "images_per_identity": self.images_per_identity,
-            "method": "gaussian" if self.screen is None else "screen",
+            "method": "gaussian" if p.screen is None else "screen",
             "cycle": self.cycle.tolist(),
-            "perturbation": self.perturbation if self.axes is None else None,
-            "axes": None if self.axes is None else [[axis.kind, *_steps(axis).tolist()] for axis in self.axes],
-            "candidates": self.candidates,
-            "truncation_psi": self.truncation_psi,
+            "perturbation": p.perturbation if p.axes is None else None,
+            "axes": None if p.axes is None else [[axis.kind, *axis_steps(axis).tolist()] for axis in p.axes],
+            "candidates": p.candidates,
+            "truncation_psi": p.truncation_psi,
         }
 
     @torch.no_grad()
@@ -291,75 +272,19 @@ class _Recipe:
         m, k, device = self.identities, self.images_per_identity, self.device
         identity = torch.arange(number * m, (number + 1) * m, device=device)
         ids = self.cycle[identity % len(self.cycle)]
-        w = self._faces(ids, identity).unsqueeze(1)
+        w = self.people.faces(ids, self.first + identity).unsqueeze(1)
         if k > 1:
-            w = torch.cat((w, self._variations(w[:, 0], ids, identity)), dim=1)
+            w = torch.cat((w, self.people.variations(w[:, 0], ids, identity, k - 1)), dim=1)
         w = w.flatten(0, 1)
-        images = self.source.generator.synthesize(to_layers(self.source.generator, w))
+        generator = self.people.source.generator
+        images = generator.synthesize(to_layers(generator, w))
         if self.transform is not None:
-            numbers = identity.unsqueeze(1) * _MAX_IMAGES + torch.arange(k, device=device)
+            numbers = identity.unsqueeze(1) * MAX_IMAGES + torch.arange(k, device=device)
             images = self.transform(images, numbers.flatten())
             if not isinstance(images, Tensor) or len(images) != m * k:
                 got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
                 raise ShapeError("the transform must keep the images", expected=[m * k, "…"], got=got)
         return SyntheticBatch(images, identity.repeat_interleave(k), ids.repeat_interleave(k), w)
-
-    def _faces(self, ids: Tensor, number: Tensor) -> Tensor:
-        """w [n, *shape] of people by number, those beyond the shown identities included."""
-        if self.screen is None:
-            w = self.source.latents(ids, FIRST_INDEX + number, self.seed, self.truncation_psi)
-            if not isinstance(w, Tensor) or w.ndim < 2 or len(w) != len(ids):
-                got = list(w.shape) if isinstance(w, Tensor) else f"a {type(w).__name__}"
-                raise ShapeError("the source must give one w a face", expected=[len(ids), "…"], got=got)
-            return w
-        return _first_that_passes(self.source, self.screen, ids, number, self.seed, self.candidates)
-
-    def _variations(self, w: Tensor, ids: Tensor, identity: Tensor) -> Tensor:
-        """w [m, *shape] → [m, k − 1, *shape]."""
-        extra = self.images_per_identity - 1
-        if self.axes is not None:
-            return _random_edits(w, self.axes, identity, self.seed, extra)
-        place = torch.arange(1, extra + 1, device=w.device)
-        number = (_NEIGHBOURS + identity.unsqueeze(1) * _MAX_IMAGES + place).flatten()
-        other = self._faces(ids.repeat_interleave(extra), number).unflatten(0, (len(w), extra))
-        return torch.lerp(w.unsqueeze(1).expand_as(other), other, self.perturbation)
-
-
-def _random_edits(w: Tensor, axes: tuple[Axis, ...], identity: Tensor, seed: int, n: int) -> Tensor:
-    """n different ones of all the axes' edits of each latent, [m, n, *shape]."""
-    steps = torch.cat([_steps(axis).to(w.device) for axis in axes])
-    axis_of = torch.cat([torch.full_like(_steps(axis), i, dtype=torch.int64) for i, axis in enumerate(axes)])
-    keys = normals(seed, identity, len(steps), stream=_VARIATION_STREAM)
-    chosen = keys.argsort(1)[:, :n].flatten()
-    start = w.repeat_interleave(n, 0)
-    amount, which = steps[chosen], axis_of.to(w.device)[chosen].reshape(-1, *[1] * (w.ndim - 1))
-    result = start
-    for i, axis in enumerate(axes):
-        move = axis.kind == "move"
-        moved = edit(start, axis.direction, amount) if move else edit(start, axis.direction, to=amount)
-        result = torch.where(which == i, moved, result)
-    return result.unflatten(0, (len(w), n))
-
-
-def _first_that_passes(source: Any, screen: Screen, ids: Tensor, number: Tensor, seed: int, tries: int) -> Tensor:
-    """Of each person's natural draws the first that the screen takes for the group, or else the most probable."""
-    draw = torch.arange(tries, device=ids.device)
-    z = normals(seed, (number.unsqueeze(1) * tries + draw).flatten(), source.generator.z_dim, stream=_CANDIDATE_STREAM)
-    w = source.generator.map(z, truncation_psi=screen.truncation_psi)
-    w = w[:, 0] if len(screen.shape) == 1 else w
-    p = screen.probabilities(w)
-    wanted = ids.repeat_interleave(tries)
-    passes = source.groups.assign(p, getattr(source, "min_confidence", 0.6)) == wanted
-    likely = source.groups.joint(p).gather(1, wanted.unsqueeze(1)).squeeze(1)
-    if FACE in p:
-        passes, likely = passes & (p[FACE][:, 1] >= 0.5), likely * p[FACE][:, 1]
-    w, passes, likely = (x.unflatten(0, (len(ids), tries)) for x in (w, passes, likely))
-    pick = torch.where(passes, 2 - draw / tries, likely).argmax(1)
-    return w[torch.arange(len(ids), device=ids.device), pick]
-
-
-def _steps(axis: Axis) -> Tensor:
-    return torch.as_tensor(axis.steps)
 
 
 def _cycle(groups: Groups, spec: Any) -> Tensor:
@@ -560,31 +485,9 @@ def _check_tensor(images: object) -> None:
     check_images(images)
 
 
-def _check_source(source: Any, method: str) -> Generator:
-    if method not in get_args(Drawing):
-        look_up = "pipeline.sample(…, method=…) first, then a source whose latents() looks the set up"
-        raise DataError(
-            f"a stream cannot draw by {method!r}",
-            expected=" or ".join(get_args(Drawing)),
-            got=method,
-            fix=look_up if method in ("reject", "evolve") else None,
-        )
-    parts = ["generator", "groups", *(["screen"] if method == "screen" else ["latents"])]
-    missing = [part for part in parts if not hasattr(source, part)]
-    if missing:
-        raise DataError(
-            f"this cannot be streamed: it has no {', '.join(missing)}",
-            expected="a Pipeline, or an object with generator, groups and latents (screen for method='screen')",
-            got=type(source).__name__,
-            fix="types.SimpleNamespace(generator=…, groups=…, latents=lambda group_ids, index, seed, psi: …)",
-        )
-    return source.generator
-
-
 def _check_settings(
     batch_size: int,
     k: int,
-    axes: tuple[Axis, ...] | None,
     perturbation: float,
     candidates: int,
     seed: int,
@@ -599,10 +502,10 @@ def _check_settings(
             raise DataError(f"{name} is a whole number", expected="an int", got=repr(value))
     if not 0 <= seed < 2**64:
         raise DataError("seed out of range", expected="0 ≤ seed < 2⁶⁴", got=seed)
-    if not 1 <= k <= _MAX_IMAGES or batch_size < 1 or batch_size % k:
+    if not 1 <= k <= MAX_IMAGES or batch_size < 1 or batch_size % k:
         raise DataError(
             "a batch holds whole identities",
-            expected=f"1 ≤ images_per_identity ≤ {_MAX_IMAGES}, batch_size a multiple of it",
+            expected=f"1 ≤ images_per_identity ≤ {MAX_IMAGES}, batch_size a multiple of it",
             got=f"batch_size={batch_size}, images_per_identity={k}",
         )
     if not 0 <= rank < world_size or prefetch < 0 or candidates < 1 or not 0 <= perturbation <= 1:
@@ -610,18 +513,4 @@ def _check_settings(
             "a setting is out of range",
             expected="0 ≤ rank < world_size, prefetch ≥ 0, candidates ≥ 1, 0 ≤ perturbation ≤ 1",
             got=f"rank={rank}, world_size={world_size}, prefetch={prefetch}, candidates={candidates}, {perturbation}",
-        )
-    if axes is None:
-        return
-    strange = [axis for axis in axes if not isinstance(axis, Axis)]
-    if strange or not axes:
-        got = f"a {type(strange[0]).__name__}" if strange else "none"
-        raise DataError("axes are directions with steps", expected="Axis objects", got=got, fix="ffs.demo_axes(…)")
-    edits = sum(len(_steps(axis)) for axis in axes)
-    if k - 1 > edits:
-        raise DataError(
-            "more images of an identity than the axes have variations",
-            expected=f"images_per_identity ≤ {edits + 1}",
-            got=k,
-            fix="axes with more steps, for example Axis.spread(direction, steps=20)",
         )

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 import fairface_synth as ffs
 from fairface_synth import DataError, GroupError, ShapeError
 from fairface_synth.latents import normals
+from fairface_synth.people import _first_that_passes
 from fairface_synth.streaming import (
     FIRST_INDEX,
     SyntheticBatch,
     SyntheticStream,
-    _first_that_passes,
     augment,
     stream,
     to_recognition_format,

@@ -1,0 +1,344 @@
+"""Whether a set on disk is what its plan says, and making again what is not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..artifacts import atomic_path
+from ..errors import DataError
+from ..fingerprints import fingerprint_generator
+from ..groups import Groups
+from ..images import from_uint8
+from ..models.protocols import Generator
+from ..people import Source
+from ..variations import Axis, Detector
+from .encoding import encode
+from .engines import Task, Worker
+from .gate import describe_file
+from .making import Maker, Parts, gather
+from .plan import DatasetPlan, Shard
+from .run import lock, refuse_others
+from .storage import (
+    Row,
+    check_finish,
+    check_shard,
+    disk_errors,
+    finish,
+    index_path,
+    read_index,
+    read_sidecar,
+    remove_shard,
+    write_shard,
+)
+
+_SHOWN = 5  # problems of one shard
+SHEET = ("dataset.json", "README.md", "croissant.json")
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What `verify_dataset` found; print it.
+
+    Attributes:
+        path: of the set.
+        plan: of the set.
+        problems: what is wrong now, in words, by file or shard.
+        repaired: shards and files that were wrong and were made again.
+        duplicates: images whose bytes another image of the set has too.
+    """
+
+    path: Path
+    plan: DatasetPlan
+    problems: Mapping[str, Sequence[str]]
+    repaired: tuple[str, ...]
+    duplicates: int
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        plan = self.plan
+        size = f"{plan.images:,} images of {plan.identities:,} identities in {plan.shards:,} shards ({plan.layout})"
+        lines = [f"{self.path}: {size}"]
+        if self.repaired:
+            lines.append(f"made again: {', '.join(self.repaired)}")
+        if self.ok:
+            return "\n".join([*lines, "every file, checksum, row and image is as planned; no image occurs twice"])
+        for name, problems in self.problems.items():
+            more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+            lines += [f"{name}: {text}" for text in (*problems[:_SHOWN], *more)]
+        fix = "fix: verify_dataset(path, pipeline, repair=True) makes damaged shards again from their latents, and"
+        return "\n".join([*lines, fix + " running the same export again makes what is missing"])
+
+
+def verify_dataset(
+    path: str | os.PathLike[str],
+    generator: Generator | Source | None = None,
+    repair: bool = False,
+    *,
+    axes: Axis | Sequence[Axis] | None = None,
+    detector: Detector | None = None,
+    threads: int = 2,
+    progress: bool = True,
+) -> DatasetCheck:
+    """Compare every file of a set with its plan and its checksums, decode every image, look for duplicates.
+
+    Reads everything once. With `repair`, damaged and missing shards are made again: from the latents in their index, if
+    that is whole, by the generator alone; otherwise from the identities, as `export` made them, for which `generator`
+    must be the pipeline (and `axes` those of the export).
+
+    Args:
+        path: folder of a set.
+        generator: for repairs: the generator, or the `Pipeline` of the export; None: the bundled world's.
+        repair: make again what is damaged or missing.
+        axes: of the export; needed where an index is lost.
+        detector: for repairs of aligned crops, if `generator` is no pipeline with one.
+        threads: that read and decode.
+        progress: show a bar.
+
+    Raises:
+        DataError: no set; for repairs, another generator than the set's, or a set that is being written.
+    """
+    root, plan = Path(path), read_plan(path)
+    problems = _problems(root, plan, threads, progress)
+    repaired: list[str] = []
+    if repair and problems:
+        with disk_errors(root), lock(root):
+            repaired = _repair(root, plan, problems, generator, axes, detector)
+        problems = _problems(root, plan, threads, progress)
+    doubles = _duplicates(root, plan, problems)
+    if doubles:
+        problems["duplicates"] = [f"{a} and {b} are the same image" for a, b in doubles]
+    return DatasetCheck(root, plan, problems, tuple(repaired), len(doubles))
+
+
+def regenerate(
+    path: str | os.PathLike[str],
+    index: int | Iterable[int] | Tensor,
+    generator: Generator | None = None,
+    *,
+    detector: Detector | None = None,
+) -> Tensor:
+    """Make images of a set again from their stored latents, as they were before encoding.
+
+    An image is made in the batch in which the export made it, so that on the same kind of device it is the same to
+    the bit.
+
+    Args:
+        path: folder of a set.
+        index: the image's number in the set, or several.
+        generator: that made the set; None: the bundled one, if the set is its.
+        detector: for aligned crops, the one that placed them.
+
+    Returns:
+        [3, H, W] for one number, [n, 3, H, W] for several, in [-1, 1].
+
+    Raises:
+        DataError: no such image, another generator, a shard that is missing.
+    """
+    root, plan = Path(path), read_plan(path)
+    single = isinstance(index, int)
+    numbers = [index] if isinstance(index, int) else [int(i) for i in index]
+    maker = _maker(root, plan, generator, detector)
+    batches: dict[tuple[Shard, int], list[int]] = defaultdict(list)
+    for place, number in enumerate(numbers):
+        shard = plan.shard_of(number)
+        batches[shard, (number - shard.first_image) // plan.forward_batch].append(place)
+    result: list[Tensor] = [torch.empty(0)] * len(numbers)
+    for (shard, batch), places in batches.items():
+        first = batch * plan.forward_batch
+        w = _latents(root, plan, shard, first, first + plan.forward_batch)
+        images = from_uint8(torch.from_numpy(maker.pixels(w)).permute(0, 3, 1, 2))
+        for place in places:
+            result[place] = images[numbers[place] - shard.first_image - first]
+    return result[0] if single else torch.stack(result)
+
+
+def read_plan(path: str | os.PathLike[str]) -> DatasetPlan:
+    """The plan of a set on disk.
+
+    Raises:
+        DataError: no set, or a damaged plan.
+    """
+    file = Path(path) / "plan.json"
+    try:
+        return DatasetPlan.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is no set", expected="a folder that ffs.export wrote, with plan.json", got="no plan.json"
+        ) from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} is damaged", expected="json", got=error) from error
+
+
+# --- finding --------------------------------------------------------------------------------------------------------
+
+
+def _problems(root: Path, plan: DatasetPlan, threads: int, progress: bool) -> dict[str, list[str]]:
+    from tqdm.auto import tqdm
+
+    found = _identity_problems(root)
+    shards = [plan.shard(k) for k in range(plan.shards)]
+    with ThreadPoolExecutor(threads, "verify") as pool:
+        checks = pool.map(lambda shard: check_shard(root, plan, shard), shards)
+        bar = tqdm(zip(shards, checks, strict=True), "verifying", len(shards), unit="shard", disable=not progress)
+        for shard, problems in bar:
+            if problems:
+                found[f"shard {shard.number}"] = problems
+    for text in check_finish(root, plan):
+        found.setdefault("train.rec", []).append(text)
+    for name in SHEET:
+        if not (root / name).exists():
+            found[name] = ["missing: run the same export again, it finishes the set"]
+    return found
+
+
+def _identity_problems(root: Path) -> dict[str, list[str]]:
+    try:
+        files = json.loads((root / "gate.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        return {"gate.json": ["missing or damaged: the identities were not found yet; run the same export again"]}
+    found = {}
+    for name, kept in files.items():
+        path = root / name
+        if not path.exists():
+            found[name] = ["missing"]
+        elif describe_file(path) != kept:
+            found[name] = ["its checksum is not the one in gate.json"]
+    return found
+
+
+def _duplicates(root: Path, plan: DatasetPlan, problems: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys of images with the same bytes, each beside the first one."""
+    whole = [plan.shard(k) for k in range(plan.shards) if f"shard {k}" not in problems]
+    digests, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for shard in whole:
+        column = read_index(root, plan, shard, ["digest"])["digest"].to_pylist()
+        digests.append(np.array([int(text[:16], 16) for text in column], np.uint64))
+        numbers.append(np.arange(shard.first_image, shard.first_image + shard.images))
+    digest, number = np.concatenate(digests), np.concatenate(numbers)
+    order = np.argsort(digest, kind="stable")
+    again = np.flatnonzero(digest[order][1:] == digest[order][:-1])
+    return [(plan.key(int(number[order[i]])), plan.key(int(number[order[i + 1]]))) for i in again]
+
+
+# --- making again ---------------------------------------------------------------------------------------------------
+
+
+def _repair(
+    root: Path, plan: DatasetPlan, problems: Mapping[str, Any], given: Any, axes: Any, detector: Any
+) -> list[str]:
+    source = given if hasattr(given, "generator") else None
+    maker = _maker(
+        root, plan, given if source is None else source.generator, detector or getattr(source, "detector", None)
+    )
+    shards = [plan.shard(k) for k in range(plan.shards) if f"shard {k}" in problems]
+    repaired = []
+    for shard in shards:
+        rows = _kept_rows(root, plan, shard)
+        if rows is not None:
+            write_shard(root, plan, shard, _again(maker, rows))
+        elif source is not None and not _identity_problems(root):
+            whole = Maker(plan, gather(source, plan, axes, detector=detector))
+            refuse_others(root, whole)
+            remove_shard(root, plan, shard)
+            Worker(whole, root).do(Task(shard.number))
+        else:
+            continue
+        repaired.append(f"shard {shard.number}")
+    finish(root, plan)
+    if "latents.npy" in problems and len(repaired) == len(shards):
+        _write_latents(root, plan)
+        repaired.append("latents.npy")
+    return repaired
+
+
+def _kept_rows(root: Path, plan: DatasetPlan, shard: Shard) -> list[Row] | None:
+    """The rows of a shard's index, None unless the sidecar vouches for it."""
+    sidecar = read_sidecar(root, plan, shard)
+    path = index_path(root, shard)
+    name = path.relative_to(root).as_posix()
+    if sidecar is None or not path.exists() or describe_file(path) != sidecar["files"].get(name):
+        return None
+    columns = [f for f in Row._fields if f != "latents"]
+    table = read_index(root, plan, shard, columns)
+    latents = _latents(root, plan, shard, 0, shard.images).numpy()
+    values = [table[name].to_pylist() for name in columns]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    nothing = float("nan")
+    return [
+        Row(**(row | {"similarity": nothing if row["similarity"] is None else row["similarity"], "latents": w}))
+        for row, w in zip(rows, latents, strict=True)
+    ]
+
+
+def _again(maker: Maker, rows: Sequence[Row]) -> Iterator[tuple[bytes, Row]]:
+    size = maker.plan.forward_batch
+    for first in range(0, len(rows), size):
+        batch = rows[first : first + size]
+        pixels = maker.pixels(torch.from_numpy(np.stack([row.latents for row in batch])))
+        yield from ((encode(image, maker.plan), row) for image, row in zip(pixels, batch, strict=True))
+
+
+def _write_latents(root: Path, plan: DatasetPlan) -> None:
+    """latents.npy from the faces in the shards' indexes."""
+    shape = (plan.identities, *_parts(root)["latent_shape"])
+    with atomic_path(root / "latents.npy") as temporary:
+        memory = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        for k in range(plan.shards):
+            shard = plan.shard(k)
+            rows = slice(shard.first_identity, shard.first_identity + shard.identities)
+            memory[rows] = _latents(root, plan, shard, 0, shard.images)[:: plan.images_per_identity]
+        memory.flush()
+
+
+def _latents(root: Path, plan: DatasetPlan, shard: Shard, start: int, stop: int) -> Tensor:
+    """Latents of images start … stop − 1 of a shard, [n, *shape]."""
+    table = read_index(root, plan, shard, ["latents"]).slice(start, stop - start)
+    flat = table["latents"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(flat.astype(np.float32)).reshape(-1, *_parts(root)["latent_shape"])
+
+
+def _parts(root: Path) -> dict[str, Any]:
+    try:
+        return json.loads((root / "parts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root} has no readable parts.json", expected="a set that export wrote", got=error) from error
+
+
+def _maker(root: Path, plan: DatasetPlan, generator: Generator | None, detector: Detector | None) -> Maker:
+    """Makes images from latents, by the set's generator."""
+    kept = _parts(root)
+    wanted = kept["fingerprint"]["generator"]
+    if generator is None:
+        from ..models.demo import load_demo
+
+        generator = load_demo().generator
+    found = fingerprint_generator(generator)
+    if found != wanted:
+        raise DataError(
+            "this is not the generator that made the set",
+            expected=f"{kept['describe']['generator']}, fingerprint {wanted}",
+            got=f"{type(generator).__name__}, fingerprint {found}",
+            fix="generator=ffs.load_generator(…) of the same file, in the same dtype",
+        )
+    if plan.crop is not None and detector is None:
+        raise DataError("the crops were placed by a detector", expected="detector=ffs.load_detector()", got="None")
+    source: Any = SimpleNamespace(generator=generator, groups=Groups(kept["groups"]))
+    return Maker(plan, Parts(source, detector=detector))
