@@ -136,7 +136,7 @@ def _parameters(command: click.Command) -> dict[str, click.Parameter]:
 def _check_keys(given: Iterable[str], known: set[str], what: str) -> None:
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), 3, 0.5)
+            near = difflib.get_close_matches(key, sorted(known), 2, 0.7)
             hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(sorted(known))}."
             raise click.BadParameter(f"{what} option {key!r}. {hint}")
 
@@ -669,6 +669,8 @@ def verify(models: _Models, set: Path, repair: bool, pipeline: Path | None, axes
     moves = _axes(axes, models) if repair else None
     check = verify_dataset(set, source, repair=repair, axes=moves, detector=detector, progress=not quiet)
     _say(check)
+    if not (check.ok or repair):
+        _say(f"fairface-synth verify {set} --repair --pipeline DIR does that")
     if not check.ok:
         click.get_current_context().exit(PROBLEM)
 

@@ -60,9 +60,9 @@ def fingerprint_generator(generator: Generator) -> str:
     """Fingerprint of any generator: its weights, or what it makes of two fixed latents.
 
     Two generators without weights share their digits where sizes, `w_avg` and those two images agree to about 0.01:
-    enough to notice another model, not a change of a few parameters or of single pixels. In rare cases (about one in
-    a thousand between devices of the same precision, often with TF32 or bfloat16) rounding makes digits differ where
-    nothing changed.
+    enough to notice another model, not a change of a few parameters or of single pixels. Rounding may also make digits
+    differ where nothing changed: hardly ever by float32's differences between devices, often by those of TF32 and
+    bfloat16.
     """
 
     def probe() -> Any:

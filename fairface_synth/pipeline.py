@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -333,7 +334,7 @@ class Pipeline:
                         old.replace(folder)
                     raise
                 _sync(folder.parent)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise DataError(
                 f"the pipeline could not be written to {folder}",
                 expected="a folder on a disk with room that may be written to",

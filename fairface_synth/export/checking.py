@@ -29,7 +29,7 @@ from .engines import Task, Worker
 from .gate import describe_file
 from .making import Maker, Parts, gather
 from .plan import DatasetPlan, Shard
-from .run import lock, refuse_others
+from .run import SHEET, lock, refuse_others
 from .storage import (
     Row,
     check_finish,
@@ -44,7 +44,6 @@ from .storage import (
 )
 
 _SHOWN = 5  # problems of one shard
-SHEET = ("dataset.json", "README.md", "croissant.json")
 
 
 @dataclass(frozen=True)

@@ -656,6 +656,7 @@ def _shown_groups(
 
 def _histogram(values: np.ndarray, threshold: float | None, xlabel: str, ylabel: str) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from ..plotting import COLOURS
 
@@ -664,7 +665,7 @@ def _histogram(values: np.ndarray, threshold: float | None, xlabel: str, ylabel:
     ends = [*values, *([] if threshold is None else [threshold])]
     low, high = min(ends) - 0.01, max(ends) + 0.01
     ax.hist(values, bins=50, range=(low, high), color=COLOURS[0])
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     if threshold is not None:
         ax.axvline(threshold, color="black", linewidth=1, linestyle="--", label=f"threshold {threshold:.3f}")
         ax.legend(frameon=False, fontsize=8)
@@ -780,11 +781,17 @@ def _how(record: Section) -> str:
         if plan["image_format"] == "jpeg"
         else plan["image_format"] + (f", quality {plan['quality']}" if plan["image_format"] == "webp" else ""),
         **{f"{name}, hash": f"`{value}`" for name, value in record["fingerprint"].items()},
-        **{k: ", ".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in record["describe"].items()},
+        **{k: _plain(v) for k, v in record["describe"].items()},
     }
     if plan["size"] is not None:
         facts["size"] = f"{plan['size']} px" + (f", aligned ({plan['crop']})" if plan["crop"] else "")
     return markdown_table(["", ""], [[_cell(k), _cell(v)] for k, v in facts.items()])
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _not(section: Section) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..artifacts import atomic_path, write_json
@@ -90,6 +90,14 @@ class GateFiles:
         """Written last, when the identities are complete."""
         return self.root / "gate.json"
 
+    def complete(self) -> bool:
+        """Whether gate.json is there, and the files that it lists with their sizes."""
+        try:
+            files = json.loads(self.done.read_text(encoding="utf-8"))["files"]
+            return all((self.root / name).stat().st_size == kept["bytes"] for name, kept in files.items())
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+
 
 def read_round(path: Path) -> tuple[Round, float | None]:
     """A round, and the threshold of the gate."""
@@ -105,7 +113,7 @@ def make_unit(maker: Maker, files: GateFiles, wanted: Round, u: int) -> None:
     ids, index = (torch.from_numpy(x) for x in wanted.unit(u))
     made = maker.candidates(ids, index)
     with atomic_path(path) as temporary:
-        save_file({name: x.contiguous() for name, x in made._asdict().items()}, temporary)
+        temporary.write_bytes(save({name: x.contiguous() for name, x in made._asdict().items()}))
 
 
 class Gate:

@@ -6,12 +6,15 @@ depend on the shapes of the batch, and stored sets must not depend on how the wo
 
 from __future__ import annotations
 
+import contextlib
 import math
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -237,7 +240,7 @@ class Maker:
         pool = ThreadPoolExecutor(self.threads, "encode")
         waiting: deque[tuple[Future[bytes], Row]] = deque()
         try:
-            for made in _one_behind(self._batches(shard, identities)):
+            for made in _in_thread(_one_behind(self._batches(shard, identities)), depth=2):
                 rows = self._rows(made, identities.names)
                 pixels = made.pixels.numpy()
                 waiting += [(pool.submit(encode, p, self.plan), row) for p, row in zip(pixels, rows, strict=True)]
@@ -293,7 +296,7 @@ class Maker:
         pixels, placed = self.finish(images)
         pixels = to_uint8(pixels).permute(0, 2, 3, 1).contiguous()
         columns = (pixels, full.number, full.ids, full.candidate, w.float(), factor, similarity, placed)
-        return _OnHost(_Made(*[x[:n] for x in columns], _range(images)))
+        return _OnHost(_Made(*[*(x[:n] for x in columns), _range(images)]))
 
     def _rows(self, made: _Made, names: Mapping[int, str]) -> list[Row]:
         if not float(made.range) <= 2:
@@ -410,6 +413,44 @@ def _one_behind(batches: Iterator[_OnHost]) -> Iterator[_Made]:
         last = batch
     if last is not None:
         yield last.get()
+
+
+_T = TypeVar("_T")
+
+
+def _in_thread(items: Iterator[_T], depth: int) -> Iterator[_T]:
+    """The same items, made in another thread, at most `depth` ahead; what it raises is raised here."""
+    ready: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: _T | None, error: BaseException | None = None) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put((item, error), timeout=0.1)
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, name="synthesis", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _range(images: Tensor) -> Tensor:

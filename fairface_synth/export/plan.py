@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -125,7 +127,7 @@ class DatasetPlan:
         return group[np.lexsort((group, turn))]
 
     def resolve(self, groups: Groups) -> DatasetPlan:
-        """The same plan with the groups' own names.
+        """The same plan with the groups' own names, in their order.
 
         Raises:
             GroupError: unknown or repeated names, or a name of several groups.
@@ -143,9 +145,8 @@ class DatasetPlan:
             ids.append(found[0])
         if len(set(ids)) < len(ids):
             raise GroupError("two names mean the same group", expected="each once", got=list(self.quota))
-        return dataclasses.replace(
-            self, quota={groups.name(g): n for g, n in zip(ids, self.quota.values(), strict=True)}
-        )
+        quota = sorted(zip(ids, self.quota.values(), strict=True))
+        return dataclasses.replace(self, quota={groups.name(g): n for g, n in quota})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` reads them back."""
@@ -159,20 +160,20 @@ class DatasetPlan:
         Raises:
             DataError: something else, or a plan of a newer version.
         """
-        if values.get("format") != FORMAT or values.get("version") not in range(1, VERSION + 1):
+        known = isinstance(values, Mapping) and values.get("format") == FORMAT
+        if not known or values.get("version") not in range(1, VERSION + 1):
+            got = f"{FORMAT}, version {values.get('version', '?')}" if known else "something else"
             raise DataError(
                 "this is no plan that this version can read",
                 expected=f"{FORMAT}, version ≤ {VERSION}",
-                got=f"{values.get('format', 'no format')}, version {values.get('version', '?')}",
+                got=got,
                 fix="update fairface_synth, or make a plan with plan_dataset",
             )
         names = {f.name for f in dataclasses.fields(cls)}
         given = set(values) - {"format", "version"}
         if given != names:
             raise DataError("the plan is damaged", expected=sorted(names), got=sorted(given))
-        plan = cls(**{name: values[name] for name in names})
-        _check(plan)
-        return plan
+        return _checked(cls(**{name: values[name] for name in names}))
 
     @property
     def digest(self) -> str:
@@ -270,8 +271,7 @@ def plan_dataset(
         crop=crop,
         forward_batch=forward_batch,
     )
-    _check(plan)
-    return plan
+    return _checked(plan)
 
 
 def _quota(quota: Any, groups: Groups | None) -> dict[str, int]:
@@ -316,6 +316,23 @@ def _divided(quota: Mapping[str, int], groups: Groups | None) -> dict[str, int]:
     return dict(zip(groups.names, total, strict=True))
 
 
+def _checked(plan: DatasetPlan) -> DatasetPlan:
+    """The plan itself, with real numbers as floats: equal plans have equal digests."""
+    if not isinstance(plan.quota, Mapping):
+        raise DataError("a quota counts each group's identities", expected="{group: identities}", got=plan.quota)
+    _check_counts(list(plan.quota.values()), plan.quota)
+    for name in ("perturbation", "truncation_psi", *([] if plan.fmr is None else ["fmr"])):
+        value = getattr(plan, name)
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise DataError(f"{name} is a number", expected="for example 0.5", got=repr(value))
+        plan = dataclasses.replace(plan, **{name: float(value)})
+    for name in ("verify", "same_person"):
+        if type(getattr(plan, name)) is not bool:
+            raise DataError(f"{name} is yes or no", expected="True or False", got=repr(getattr(plan, name)))
+    _check(plan)
+    return plan
+
+
 def _check(plan: DatasetPlan) -> None:
     choices = {
         "method": Drawing,
@@ -344,7 +361,7 @@ def _check(plan: DatasetPlan) -> None:
             raise DataError(f"{name} is out of range", expected=f"a whole number, {low} … {high}", got=value, fix=fix)
     if not 0 <= plan.perturbation <= 1:
         raise DataError("perturbation is out of range", expected="0 … 1", got=plan.perturbation)
-    if not isinstance(plan.truncation_psi, (int, float)) or not abs(plan.truncation_psi) < float("inf"):
+    if not math.isfinite(plan.truncation_psi):
         raise DataError("truncation is a number", expected="truncation_psi, for example 0.7", got=plan.truncation_psi)
     if plan.method == "screen" and plan.truncation_psi != 1.0:
         raise DataError(

@@ -21,14 +21,13 @@ from ..images import from_uint8
 from ..models.pretrained import resize
 from .encoding import decode
 from .plan import DatasetPlan, Shard
-from .storage import Data, file_name, index_path, is_done, open_data, read_sidecar
+from .storage import AGAIN, MEND, Data, file_name, index_path, is_done, open_data, read_sidecar
 
 Item = dict[str, Any]
 Transform = Callable[[Tensor], Any]  # image [3, H, W] in [-1, 1] → what a training loop wants
 
 _OPEN_SHARDS = 128  # at once in a process: two files each
 _BUFFER = 1000  # images among which a shuffled stream chooses
-_FIX = "run the same export again: it makes what is missing, and nothing else"
 
 
 def open_dataset(
@@ -54,7 +53,7 @@ def open_dataset(
     Args:
         path: the set's folder, of any layout.
         iterable: a `FaceStream`, which reads shards from beginning to end, instead of a `FaceDataset` with random
-            access. Better for tars and parquet on slow disks and for more than a million images.
+            access. Better on network disks, for more than 128 shards, and for parquet.
         size: side of the images in pixels; by default as they are stored.
         groups: only images of these, as `Groups.parse` takes them.
         transform: applied to each image.
@@ -126,7 +125,7 @@ def _select(root: Path, plan: DatasetPlan, groups: Groups, wanted: Any, partial:
             f"{len(missing):,} of {plan.shards:,} shards of {root} are missing",
             expected="a finished set",
             got=f"without shards {shown}",
-            fix=_FIX + "; partial=True opens what is there",
+            fix=AGAIN + "; partial=True opens what is there",
         )
     if wanted is not None:
         ids = groups.parse(wanted)
@@ -165,7 +164,7 @@ class _Source(NamedTuple):
         try:
             pixels = decode(data)
         except DataError as error:
-            raise DataError(f"image {number} of {self.root} is damaged", got=error, fix=_FIX) from error
+            raise DataError(f"image {number} of {self.root} is damaged", got=error, fix=MEND) from error
         image = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1))
         if self.size is not None:
             image = resize(image.unsqueeze(0), (self.size, self.size))[0]
@@ -223,7 +222,7 @@ class _Labels:
 
 
 class FaceDataset(_Labels, Dataset[Item]):
-    """An exported set with random access, as `open_dataset` gives it. May be pickled; not for threads of one process."""
+    """An exported set with random access, as `open_dataset` gives it; for one thread a process."""
 
     def __init__(self, source: _Source) -> None:
         self._source = source
@@ -287,7 +286,9 @@ class FaceStream(_Labels, IterableDataset[Item]):
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         files = _Files(self._source)
         shards = self._mine()[number::count]
-        read = ((image, *files.read(image)) for shard in shards for image in self._images(shard))
+        read: Iterator[tuple[Any, ...]] = (
+            (image, *files.read(image)) for shard in shards for image in self._images(shard)
+        )
         if self._seed is not None:
             rng = np.random.default_rng([self._seed, int(self._epoch), self._rank, number])
             read = _shuffled(read, rng)
@@ -354,7 +355,7 @@ class _Files:
         except DataError:
             raise
         except (OSError, KeyError, IndexError, pa.ArrowException) as error:
-            raise DataError(f"cannot read image {number} of {self._source.root}", got=error, fix=_FIX) from error
+            raise DataError(f"cannot read image {number} of {self._source.root}", got=error, fix=MEND) from error
 
     def _shard(self, shard: Shard) -> _OpenShard:
         if shard.number not in self._open:
@@ -381,7 +382,7 @@ class _OpenShard:
         from pyarrow import parquet
 
         self.number = shard.number
-        self.index = parquet.ParquetFile(index_path(root, shard))
+        self.index = parquet.ParquetFile(index_path(root, shard), page_checksum_verification=True)
         self.rows = self.index.metadata.row_group(0).num_rows  # of every row group but the last
         self.data: Data | None = None
         if plan.layout in ("webdataset", "rec"):

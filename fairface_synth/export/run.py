@@ -27,7 +27,7 @@ from ..label_noise import Confusion
 from ..models.protocols import Embedder, Labeller
 from ..people import Source
 from ..variations import Axis, Detector
-from .datasheet import write_datasheet
+from .datasheet import check_datasheet, write_datasheet
 from .encoding import encode
 from .engines import Crew, Task, Worker, crew_of
 from .gate import Gate, GateFiles, Round, read_round
@@ -36,6 +36,7 @@ from .plan import DatasetPlan
 from .readers import open_dataset
 from .storage import clean, disk_errors, finish
 
+SHEET = ("dataset.json", "README.md", "croissant.json")
 _PROBE_TOLERANCE = 1e-3  # of latents, between devices
 
 
@@ -155,7 +156,7 @@ def export(
         threshold: cosine from which two faces are one person; by default the source's own at plan.fmr.
         reference: embeddings [m, e] of people who must not be in the set, such as the generator's training faces.
         confusion: of the labeller, for the datasheet (`fit_confusion`).
-        licence: for the datasheet: {"name": …, "url": …, "generator": …}.
+        licence: for the datasheet: {"name": …, "url": …, "generator licence": …}.
         threads: that encode images beside synthesis.
         batch_size: images held before they are written. What a forward pass sees is plan.forward_batch.
         rank, world_size: of "torchrun", instead of the environment's.
@@ -163,7 +164,7 @@ def export(
         dry_run: make and time a few batches, write nothing.
         progress: show a bar.
         audit: identities that the datasheet looks at.
-        command: for the datasheet; by default that of this process.
+        command: for the datasheet, of the set's first run; by default that of this process.
 
     Returns:
         `ExportReport`, or `ExportEstimate` of a dry run.
@@ -182,14 +183,24 @@ def export(
     parts = gather(source, plan, axes, **given)
     if min(threads, batch_size) < 1:
         raise DataError("nothing would be done", expected="threads ≥ 1, batch_size ≥ 1", got=f"{threads}, {batch_size}")
+    check_datasheet(
+        parts.groups,
+        labeller=parts.labeller,
+        judge=judge,
+        confusion=confusion,
+        reference=reference,
+        licence=licence,
+        min_confidence=parts.min_confidence,
+        audit=audit,
+    )
     maker = Maker(plan, parts, threads=threads, ahead=batch_size)
     if dry_run:
         return _estimate(maker, root)
     crew = crew_of(engine, rank, world_size, actors, gpus_per_actor)
-    sheet = {"licence": licence, "audit": audit, "command": command or " ".join(sys.argv)}
+    sheet = {"licence": licence, "audit": audit}
     refuse_others(root, maker)
     with disk_errors(root), lock(root, crew.rank), _Log(root, crew.rank) as log:
-        run = _Run(maker, root, crew, log, progress)
+        run = _Run(maker, root, crew, log, progress, command or " ".join(sys.argv))
         run.prepare()
         gate = run.find_identities()
         images = run.make_shards()
@@ -206,6 +217,7 @@ class _Run:
     crew: Crew
     log: _Log
     progress: bool
+    command: str
 
     @property
     def plan(self) -> DatasetPlan:
@@ -222,19 +234,21 @@ class _Run:
             if self.crew.rank > 0:
                 self._wait(path.exists, f"rank 0 to write {name}")
             if not path.exists():
-                write_json(path, values)
+                write_json(path, values | ({"command": self.command} if name == "parts.json" else {}))
         refuse_others(self.root, self.maker)
 
     def find_identities(self) -> Mapping[str, Any]:
         """Rounds of candidates until every group has its identities."""
-        if self.files.done.exists():
+        if self.files.complete():
             return _read(self.files.done)
+        if self.crew.rank == 0:
+            self.files.done.unlink(missing_ok=True)  # one that was damaged, or of identities that were lost
         gate, number = self._gate() if self.crew.rank == 0 else None, 0
         with self._bar(self.plan.identities, "identities", "id") as bar:
-            while not self.files.done.exists():
+            while not self.files.complete():
                 path = self.files.round(number)
-                self._wait(partial(_any_exists, path, self.files.done), f"rank 0 to settle round {number}")
-                if self.files.done.exists():
+                self._wait(partial(self._is_settled, path), f"rank 0 to settle round {number}")
+                if self.files.complete():
                     break
                 wanted, _ = read_round(path)
                 tasks = [Task(u, wanted) for u in range(wanted.units)]
@@ -246,6 +260,9 @@ class _Run:
                     bar.update(sum(gate.accepted) - bar.n)
                 number += 1
         return _read(self.files.done)
+
+    def _is_settled(self, following: Path) -> bool:
+        return following.exists() or self.files.complete()
 
     def _gate(self) -> Gate:
         """The gate, with the first round written."""
@@ -294,7 +311,7 @@ class _Run:
     def finish(self, sheet: Mapping[str, Any]) -> None:
         """Join, describe, and tidy up."""
         finish(self.root, self.plan)
-        if not (self.root / "dataset.json").exists():
+        if not all((self.root / name).exists() for name in SHEET):
             parts, data = self.maker.parts, open_dataset(self.root)
             kept = _read(self.root / "parts.json")
             write_datasheet(
@@ -303,6 +320,7 @@ class _Run:
                 groups=parts.groups,
                 fingerprint=kept["fingerprint"],
                 describe=kept["describe"],
+                command=kept["command"],
                 images=lambda numbers: torch.stack([data[i]["image"] for i in numbers]).to(self.maker.device),
                 labeller=parts.labeller,
                 judge=parts.judge,
@@ -314,6 +332,8 @@ class _Run:
                 **sheet,
             )
         clean(self.root, self.plan)
+        for draft in (self.root / "figures").glob(".*.tmp"):
+            draft.unlink()
         shutil.rmtree(self.files.work, ignore_errors=True)
 
     def _note(self, task: Task, seconds: float) -> None:
@@ -348,15 +368,12 @@ class _Run:
         return tqdm(total=total, initial=initial, desc=what, unit=unit, disable=hidden, smoothing=0.05)
 
 
-def _any_exists(*paths: Path) -> bool:
-    return any(path.exists() for path in paths)
-
-
 class _Log:
     """A line of json for each thing that was done, in log/rank-00000.jsonl."""
 
     def __init__(self, root: Path, rank: int) -> None:
         self._path = root / "log" / f"rank-{rank:05d}.jsonl"
+        self._start = time.monotonic()
 
     def __enter__(self) -> _Log:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -369,7 +386,8 @@ class _Log:
                 self.write("error", error=f"{type(error).__name__}: {error}")
 
     def write(self, event: str, **values: Any) -> None:
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values}
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "elapsed": round(time.monotonic() - self._start, 3)}
+        line |= {"event": event, **values}
         with self._path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -379,7 +397,7 @@ def lock(root: Path, rank: int = 0) -> Iterator[None]:
     """One writer of a rank at a time; the operating system lets go of it when the process dies."""
     from filelock import FileLock, Timeout
 
-    path = root / ".lock" if rank == 0 else root / "work" / f".lock-{rank:05d}"
+    path = root / ".lock" if rank == 0 else root / "log" / f".lock-{rank:05d}"
     owner = root / "log" / f"owner-{rank:05d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -415,24 +433,27 @@ def describe_parts(maker: Maker) -> dict[str, Any]:
     first = maker.faces(ids, torch.zeros_like(ids))
     hashes = {"generator": fingerprint_generator(parts.generator)}
     generator = parts.generator
-    used = {
-        "labeller": parts.labeller if plan.verify else None,
-        "detector": parts.detector if plan.verify or plan.crop else None,
-        "embedder": parts.embedder if plan.fmr is not None else None,
+    models = {name: getattr(parts, name) for name in ("labeller", "judge", "detector", "embedder")}
+    hashes_of = {
+        name: fingerprint_model(model, generator.resolution, maker.device)
+        for name, model in models.items()
+        if model is not None
     }
-    for name, model in used.items():
-        hashes |= {} if model is None else {name: fingerprint_model(model, generator.resolution, maker.device)}
+    decides = {
+        "labeller": plan.verify,
+        "detector": plan.verify or plan.crop is not None,
+        "embedder": plan.fmr is not None,
+    }
+    hashes |= {name: value for name, value in hashes_of.items() if decides.get(name)}
     settings = {"axes": parts.axes, "reference": parts.reference, "threshold": parts.threshold}
     hashes |= {name: fingerprint(value) for name, value in settings.items() if value is not None}
     told = {
         "generator": f"{type(generator).__name__}, z_dim={generator.z_dim}, {generator.resolution} px",
         "source": type(parts.source).__name__,
-        **{name: type(getattr(parts, name)).__name__ for name in used},
-        "judge": type(parts.judge).__name__,
+        **{name: f"{type(models[name]).__name__}, fingerprint {value}" for name, value in hashes_of.items()},
         "axes": None if parts.axes is None else [a.direction.name or "unnamed" for a in parts.axes],
         "min_confidence": parts.min_confidence,
     }
-    told = {name: None if value == "NoneType" else value for name, value in told.items()}
     return {
         "groups": {a: list(values) for a, values in parts.groups.attributes.items()},
         "latent_shape": list(first.shape[1:]),
@@ -452,7 +473,8 @@ def refuse_others(root: Path, maker: Maker) -> None:
         return
     if not root.is_dir():
         raise DataError(f"{root} is no folder", expected="a new folder, or a set begun earlier", got="a file")
-    strange = sorted(p.name for p in root.iterdir() if p.name not in _OURS)
+    draft = ".plan.json."  # of an export that was killed, or of rank 0, which is writing it now
+    strange = sorted(p.name for p in root.iterdir() if p.name not in _OURS and not p.name.startswith(draft))
     if strange and not (root / "plan.json").exists():
         expected = "a new folder, or a set begun earlier (it has plan.json)"
         raise DataError(f"{root} holds other things", expected=expected, got=", ".join(strange[:3]))
@@ -468,7 +490,7 @@ def _heads(maker: Maker) -> dict[str, dict[str, Any]]:
 def _compare(path: Path, mine: Mapping[str, Any]) -> None:
     """DataError with every difference between a json file and what this run would write there."""
     theirs, mine = _read(path), json.loads(json.dumps(mine))
-    ignored = {"describe"}  # class names; the hashes count
+    ignored = {"describe", "command"}  # what is told, and of the first run
     differ = [k for k in sorted(set(theirs) | set(mine)) if k not in ignored and theirs.get(k) != mine.get(k)]
     if "latents" in differ and _close(theirs.get("latents"), mine.get("latents")):
         differ.remove("latents")

@@ -35,7 +35,8 @@ COLUMNS = (
 IMAGE_GROUP = 100  # rows in a row group of images
 _ROW_GROUP_FLOATS = 2**16  # of latents in a row group, so that one row is read cheaply
 _SUFFIX = {"webdataset": ".tar", "rec": ".rec", "parquet": ".parquet"}
-_AGAIN = "run the same export again: it makes what is missing, and nothing else"
+AGAIN = "run the same export again: it makes what is missing, and nothing else"
+MEND = "verify_dataset(folder, repair=True) finds what is damaged or missing and makes it again"
 
 
 class Row(NamedTuple):
@@ -322,7 +323,7 @@ class _Draft:
     def commit(self) -> dict[str, Any]:
         with self._disk():
             files = self._finish_files()
-            content = self._sidecar(files)
+            content = _sidecar(self.plan, self.shard, files)
             sidecar = sidecar_path(self.root, self.shard)
             if sidecar.exists():  # of an earlier shard: not to be found beside the new one's files
                 sidecar.unlink()
@@ -359,20 +360,6 @@ class _Draft:
                 fix="make it where the set was made, or export again to a new folder",
             )
 
-    def _sidecar(self, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        shard, k = self.shard, self.plan.images_per_identity
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "plan": self.plan.digest,
-            "shard": shard.number,
-            "first_image": shard.first_image,
-            "images": shard.images,
-            "identities": shard.identities,
-            "groups": {name: n * k for name, n in _group_counts(self.plan, shard).items()},
-            "files": files,
-        }
-
     def _rename(self) -> None:
         if self.plan.layout == "folders":
             for folder in _identity_folders(self.root, self.shard):
@@ -403,11 +390,21 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _group_counts(plan: DatasetPlan, shard: Shard) -> dict[str, int]:
-    """Identities of each group that the shard has."""
+def _sidecar(plan: DatasetPlan, shard: Shard, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a sidecar says; all but the files follows from the plan."""
     of = plan.order[shard.first_identity : shard.first_identity + shard.identities]
-    counts = np.bincount(of, minlength=len(plan.quota)).tolist()
-    return {name: n for name, n in zip(plan.quota, counts, strict=True) if n}
+    counts = (np.bincount(of, minlength=len(plan.quota)) * plan.images_per_identity).tolist()
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "plan": plan.digest,
+        "shard": shard.number,
+        "first_image": shard.first_image,
+        "images": shard.images,
+        "identities": shard.identities,
+        "groups": {name: n for name, n in zip(plan.quota, counts, strict=True) if n},
+        "files": files,
+    }
 
 
 def _members(data: bytes, row: Row, plan: DatasetPlan) -> Iterator[tuple[str, bytes]]:
@@ -445,6 +442,7 @@ class _IndexWriter:
             compression=dict.fromkeys((*COLUMNS[:-1], "image.path"), "zstd") | dict.fromkeys(raw, "none"),
             use_dictionary=["group", "file"],
             write_statistics=["image", "identity", "place", "group_id", "index"],
+            write_page_checksum=True,
         )
 
     def add(self, data: bytes, row: Row, offset: int | None) -> None:
@@ -555,10 +553,11 @@ def _load_sidecar(root: Path, plan: DatasetPlan, shard: Shard) -> tuple[dict[str
             return None, f"its sidecar is of another format: {content['format']}, version {content['version']}"
         if content["plan"] != plan.digest or content["shard"] != shard.number:
             return None, f"its sidecar is of shard {content['shard']} of another plan ({content['plan']})"
-        if set(content["files"]) != set(_file_names(plan, shard)):
+        whole = all(set(entry) == {"bytes", "sha256"} for entry in content["files"].values())
+        if not whole or set(content["files"]) != set(_file_names(plan, shard)):
             return None, "its sidecar is damaged: it lists other files"
-        for entry in content["files"].values():
-            int(entry["bytes"]), str(entry["sha256"])
+        if content != _sidecar(plan, shard, content["files"]):
+            return None, "its sidecar is damaged: it does not say what the plan says"
     except FileNotFoundError:
         return None, "its sidecar is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -630,11 +629,11 @@ def read_index(root: Path, plan: DatasetPlan, shard: Shard, columns: Sequence[st
     path = index_path(Path(root), shard)
     stored = ["number" if name == "image" and plan.layout == "parquet" else name for name in columns]
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read(stored, use_threads=False).select(stored).rename_columns(columns)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DataError(
-            f"cannot read the index of shard {shard.number}", expected=str(path), got=error, fix=_AGAIN
+            f"cannot read the index of shard {shard.number}", expected=str(path), got=error, fix=MEND
         ) from error
 
 
@@ -652,7 +651,7 @@ def read_images(root: Path, plan: DatasetPlan, shard: Shard) -> Iterator[bytes]:
         if plan.layout == "folders":
             yield from (path.read_bytes() for path in _image_paths(root, plan, shard))
         elif plan.layout == "parquet":
-            with parquet.ParquetFile(index_path(root, shard)) as file:
+            with parquet.ParquetFile(index_path(root, shard), page_checksum_verification=True) as file:
                 for batch in file.iter_batches(IMAGE_GROUP, columns=["image"], use_threads=False):
                     yield from batch.column("image").field("bytes").to_pylist()
         else:
@@ -661,7 +660,7 @@ def read_images(root: Path, plan: DatasetPlan, shard: Shard) -> Iterator[bytes]:
                 for offset, length in zip(place["offset"].to_numpy(), place["bytes"].to_numpy(), strict=True):
                     yield data.image(int(offset), int(length))
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"cannot read the images of shard {shard.number}", got=error, fix=_AGAIN) from error
+        raise DataError(f"cannot read the images of shard {shard.number}", got=error, fix=MEND) from error
 
 
 class Data:
@@ -670,17 +669,22 @@ class Data:
     def __init__(self, path: Path, start: int, rec: bool) -> None:
         self._handle, self._start, self._rec, self._path = -1, start, rec, path
         self._handle = os.open(path, os.O_RDONLY)
+        self._size = os.fstat(self._handle).st_size - start
 
     def _read(self, offset: int, length: int) -> bytes:
         return os.pread(self._handle, length, self._start + offset)
 
     def image(self, offset: int, length: int) -> bytes:
         """The encoded image. DataError where there is none, or none of this length."""
-        data = records.read_image(self._read, offset) if self._rec else self._read(offset, length)
+        expected, data = f"{length:,} bytes at {offset:,}", b""
+        try:
+            if 0 <= offset <= self._size - length:
+                data = records.read_image(self._read, offset) if self._rec else self._read(offset, length)
+        except DataError as error:
+            raise DataError(f"{self._path} is damaged", expected=expected, got=error, fix=MEND) from error
         if len(data) != length:
-            raise DataError(
-                f"{self._path} is damaged", expected=f"{length:,} bytes at {offset:,}", got=f"{len(data):,}", fix=_AGAIN
-            )
+            got = f"{len(data):,} bytes, in a file of {self._size:,}"
+            raise DataError(f"{self._path} is damaged", expected=expected, got=got, fix=MEND)
         return data
 
     def close(self) -> None:
@@ -885,7 +889,7 @@ def finish(root: Path, plan: DatasetPlan) -> None:
     root = Path(root)
     missing = [k for k in range(plan.shards) if not is_done(root, plan, plan.shard(k))]
     if missing:
-        raise DataError(f"{len(missing):,} of {plan.shards:,} shards are missing", got=_some(missing), fix=_AGAIN)
+        raise DataError(f"{len(missing):,} of {plan.shards:,} shards are missing", got=_some(missing), fix=AGAIN)
     with disk_errors(root):
         target = root / "train.rec"
         part = root / PART
@@ -966,7 +970,7 @@ def _write_spans(root: Path, plan: DatasetPlan, target: Path) -> None:
         raise DataError(
             "nobody knows what lies where in train.rec",
             expected=f"{JOINED}, which is missing or damaged",
-            fix=f"delete train.rec and {PART}, and {_AGAIN}",
+            fix=f"delete train.rec and {PART}, and {AGAIN}",
         )
     content = {
         "format": JOINED_FORMAT, "version": VERSION, "plan": plan.digest, "shards": spans or _sidecar_spans(root, plan),
@@ -989,7 +993,7 @@ def _fold(root: Path, plan: DatasetPlan, target: Path, shards: Iterable[Shard]) 
                 with open(own, "rb") as source:
                     shutil.copyfileobj(source, file, 2**20)
                 if file.tell() != start + length:
-                    raise DataError(f"{own} changed while it was joined", fix=_AGAIN)
+                    raise DataError(f"{own} changed while it was joined", fix=AGAIN)
                 _sync(file)
                 own.unlink()
                 _sync_folder(own.parent)

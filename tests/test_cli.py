@@ -1,0 +1,489 @@
+"""The command line, on the bundled world with tiny settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import fairface_synth as ffs
+from fairface_synth.cli import _PLAN_OPTIONS, main
+
+COMMANDS = ("demo", "fit", "sample", "export", "verify", "audit", "compare")
+
+
+def run(*args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == code, (result.output, result.exception)
+    assert isinstance(result.exception, (SystemExit, type(None))), "errors are text"
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """Of `fit`: every command but that one begins here."""
+    folder = tmp_path_factory.mktemp("fit") / "pipeline"
+    result = run("fit", "--attributes", "gender", "--n", 700, "--seed", 3, "-q", "--out", folder)
+    assert "female" in result.stdout
+    assert str(folder) in result.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan_options() -> tuple[object, ...]:
+    return ("--quota", 3, "--images-per-identity", 2, "--shard-size", 4, "--fmr", "none", "-q")
+
+
+@pytest.fixture(scope="module")
+def made(pipeline, plan_options, tmp_path_factory) -> Path:
+    """A set of `export`, for reading alone."""
+    out = tmp_path_factory.mktemp("export") / "set"
+    run("export", "--pipeline", pipeline, "--out", out, *plan_options)
+    return out
+
+
+# --- help and the frame -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_of_options_that_exist(command: str) -> None:
+    text = run(command, "--help").output
+    examples = text.split("Examples:")[1]
+    assert f"fairface-synth {command}" in examples or f"fairface_synth {command}" in examples
+    known = {name for p in main.commands[command].params for name in (*p.opts, *p.secondary_opts)}
+    used = set(re.findall(r"(?<!\S)--[a-z-]+", re.sub(r"torchrun --nproc-per-node", "", examples)))
+    assert used
+    assert used <= known
+    shown = set(re.findall(r"^  .*?(--[a-z-]+)", text, re.MULTILINE))
+    assert {"--config", "--quiet", "--debug"} <= shown
+
+
+def test_all_commands_are_there() -> None:
+    assert set(main.commands) == set(COMMANDS)
+    assert run("--version").output.strip().endswith(ffs.__version__)
+
+
+def test_the_command_line_itself_loads_nothing_heavy() -> None:
+    """Beside what the package imports: with an empty package in its place, help needs no torch."""
+    code = (
+        "import sys, types; package = types.ModuleType('fairface_synth'); package.__path__ = [sys.argv[1]]\n"
+        "sys.modules['fairface_synth'] = package\n"
+        "from fairface_synth.cli import main\n"
+        "for args in (['--help'], ['export', '--help'], ['audit', '--help']):\n"
+        "    try: main(args)\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'yaml', 'matplotlib', 'pyarrow', 'PIL', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(Path(ffs.__file__).parent)], check=True, capture_output=True)
+
+
+def test_the_defaults_of_export_are_those_of_the_plan() -> None:
+    library = {name: p.default for name, p in inspect.signature(ffs.plan_dataset).parameters.items()}
+    renamed = {"psi": "truncation_psi"}
+    ours = {renamed.get(n, n): d for n, d in ((name.replace("-", "_"), d) for name, _, d, _ in _PLAN_OPTIONS)}
+    ours["crop"] = None if ours["crop"] == "none" else ours["crop"]
+    assert ours == {name: default for name, default in library.items() if name not in ("quota", "groups")}
+    for kind, name in ((kind, name) for name, kind, _, _ in _PLAN_OPTIONS if hasattr(kind, "choices")):
+        if name != "crop":
+            for choice in kind.choices:
+                ffs.plan_dataset({"a": 1}, **{name.replace("-", "_"): choice})
+
+
+def test_errors_of_the_library_are_text_and_code_2(pipeline, tmp_path) -> None:
+    args = ("sample", "--pipeline", pipeline, "--groups", "femal", "--out", tmp_path / "out", "-q")
+    result = run(*args, code=2)
+    assert result.stdout == ""
+    assert "did you mean 'female'" in result.stderr
+    debug = CliRunner().invoke(main, [str(a) for a in (*args, "--debug")])
+    assert isinstance(debug.exception, ffs.GroupError), "with --debug it is raised"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("fit", "--n", "many", "--out", "x"), "'many' is not a valid integer"),
+        (("fit", "--generator", "none.pkl", "--out", "x"), "needs --labeller"),
+        (("fit", "--generator", "none.pkl", "--labeller", "demo", "--out", "x"), "there is no file 'none.pkl'"),
+        (("fit", "--device", "abacus", "--out", "x"), "this device cannot be used"),
+        (("sample", "--out", "x"), "Missing option '--pipeline'"),
+        (("sample", "--pipeline", "nowhere", "--out", "x"), "does not exist"),
+        (("sample", "--pipeline", ".", "--out", "x"), "holds no saved pipeline"),
+        (("verify", "."), "plan.json"),
+        (("verify",), "Missing argument 'SET'"),
+        (("audit", "--out", "x"), "Name a TABLE"),
+        (("audit", "--images", ".", "--out", "x"), "Name a TABLE"),
+        (("compare", "a.csv", "b.csv", "--out", "x"), "There is no a.csv"),
+        (("fit", "--config", "nowhere.yaml", "--out", "x"), "does not exist"),
+        (("fitt",), "No such command"),
+    ],
+)
+def test_bad_input_is_code_2_and_says_what(args, message: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in run(*args, code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_is_code_130(pipeline, tmp_path) -> None:
+    """A real one, in a real process: fit is stopped in the midst of labelling."""
+    out = tmp_path / "pipeline"
+    command = [sys.executable, "-m", "fairface_synth", "fit", "--n", "200000", "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen = ""
+    while "labelling" not in seen:
+        seen += process.stderr.read(1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Interrupted" in rest
+    assert "Traceback" not in rest
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+# --- configuration files ----------------------------------------------------------------------------------------------
+
+
+def config(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def dry(pipeline: Path, tmp_path: Path, text: str, *args: object, code: int = 0) -> str:
+    """The plan that `export` reads from a YAML file and a command line."""
+    out = tmp_path / "set"
+    options = ("--pipeline", pipeline, "--out", out, "--forward-batch", 4, "--config", config(tmp_path, text))
+    result = run("export", *options, *args, code=code)
+    assert not out.exists()
+    return result.output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quota: {male: 4, female: 2}\nimages-per-identity: 3\ndry_run: true\nverify: true\nfmr: none\nseed: 7",
+        "seed: 7\nexport:\n  quota: [male=4, female=2]\n  images_per_identity: 3\n  dry-run: yes\n  fmr: none\n"
+        "fit: {n: 2000}",
+    ],
+    ids=["flat", "sections"],
+)
+def test_yaml_gives_options_and_the_command_line_wins(pipeline, tmp_path, text: str) -> None:
+    output = dry(pipeline, tmp_path, text)
+    assert "6 identities × 3 = 18 images" in output
+    assert "female 2, male 4" in output
+    assert "seed 7" in output
+    output = dry(pipeline, tmp_path, text, "--seed", 8, "--quota", 1)
+    assert "2 identities × 3 = 6 images" in output
+    assert "seed 8" in output
+
+
+def test_every_option_may_stand_in_yaml(pipeline, tmp_path, monkeypatch) -> None:
+    """Also the required ones, flags, lists, and the arguments without dashes."""
+    text = f"pipeline: {pipeline}\nn: 3\ngroups: [female, male]\nout: faces\nquiet: true\ndetector: false\n"
+    monkeypatch.chdir(tmp_path)
+    run("sample", "--config", config(tmp_path, text))
+    assert len(list(Path("faces").rglob("[0-9]*.png"))) == 3
+    assert {p.name for p in Path("faces").iterdir() if p.is_dir()} == {"female", "male"}
+    run("sample", "--config", config(tmp_path, text), "--n", 5, "--overwrite", "--groups", "male")
+    assert len(list(Path("faces").rglob("[0-9]*.png"))) == 5
+    assert "plan.json" in run("verify", "--config", config(tmp_path, "set: faces"), code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quotta: 3", "export has no option 'quotta'. Did you mean quota?"),
+        ("export: {layouts: rec}", "Did you mean layout?"),
+        ("fit: {sead: 1}\nexport: {seed: 1}", "fit has no option 'sead'. Did you mean seed?"),
+        ("zzz: 1\nexport: {seed: 1}", "no command has option 'zzz'"),
+        ("config: other.yaml", "no option 'config'"),
+        ("seed: ", "seed is empty"),
+        ("seed: x", "'x' is not a valid integer"),
+        ("layout: zip", "'zip' is not one of"),
+        ("verify: maybe", "'maybe' is not a valid boolean"),
+        ("licence: cc", "KEY=VALUE"),
+        ("fmr: often", "'often' is not a valid float"),
+        ("fmr: 2", "fmr is a rate"),
+        ("quota: many", "--quota is N or GROUP=N"),
+        ("quota: [3, female=2]", "one N, or GROUP=N"),
+        ("quota: {nobody: 3}", "unknown group"),
+        ("axes: random", "none, demo or published:FOLDER"),
+        ("crop: arcface", "add --detector"),
+        ("- seed", "holds no options"),
+        ("seed: [1", "cannot be read as YAML"),
+        ("engine: ray\nactors: 0", "0 is not in the range"),
+        ("actors: 2", "actors are Ray's"),
+    ],
+)
+def test_a_wrong_line_in_yaml_is_code_2_and_named(pipeline, tmp_path, text: str, message: str) -> None:
+    if text.startswith(("fmr", "layout", "axes", "crop", "seed: x", "verify", "licence", "actors", "engine")):
+        text = f"quota: 1\n{text}"
+    assert message in dry(pipeline, tmp_path, text, code=2)
+
+
+# --- fit and sample ---------------------------------------------------------------------------------------------------
+
+
+def test_fit_saves_what_the_library_fits(pipeline, world) -> None:
+    loaded = ffs.Pipeline.load(pipeline, world.generator, world.labeller)
+    assert (len(loaded.bank), loaded.bank.seed, tuple(loaded.groups.attributes)) == (700, 3, ("gender",))
+    again = ffs.Pipeline.fit(world.generator, world.labeller, attributes=["gender"], bank=loaded.bank)
+    ids, index = torch.arange(10) % 2, torch.arange(10)
+    torch.testing.assert_close(loaded.latents(ids, index, 1), again.latents(ids, index, 1))
+    assert json.loads((pipeline / "models.json").read_text())["generator"] == "demo"
+
+
+def test_an_occupied_folder_is_refused_before_the_work(pipeline) -> None:
+    start = time.monotonic()
+    result = run("fit", "--n", 10**6, "--out", pipeline, code=2)
+    assert "--overwrite" in result.stderr
+    assert time.monotonic() - start < 5
+
+
+def test_models_are_found_again_from_files_and_other_ones_are_refused(pipeline, world, tmp_path, monkeypatch) -> None:
+    """`fit` writes down absolute paths, so `sample` finds the generator from another folder."""
+    ffs.save_generator(world.generator, tmp_path / "generator.safetensors")
+    monkeypatch.chdir(tmp_path)
+    named = ("--generator", "generator.safetensors", "--labeller", "demo")
+    run("fit", *named, "--attributes", "gender", "--n", 300, "--min-confidence", 0.4, "-q", "--out", "mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run("sample", "--pipeline", tmp_path / "mine", "--n", 2, "-q", "--out", "faces")
+    args = ("sample", "--pipeline", pipeline, "--n", 2, "-q", "--out", "others")
+    result = run(*args, "--dtype", "float64", code=2)
+    assert "fitted with another generator and another labeller" in result.stderr
+    (tmp_path / "mine" / "models.json").write_text("{")
+    assert "models.json" in run("sample", "--pipeline", tmp_path / "mine", "--out", "x", code=2).stderr
+
+
+def test_sample_is_that_of_the_library(pipeline, world, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    out = tmp_path / "faces"
+    args = ("--groups", "male", "--n", 4, "--seed", 9, "--psi", 0.8, "--verify", "-q", "--out", out)
+    result = run("sample", "--pipeline", pipeline, *args)
+    assert "verified" in result.stdout
+    assert (out / "faces.png").stat().st_size > 1000
+    loaded = ffs.Pipeline.load(pipeline, world.generator, world.labeller)
+    wanted = loaded.sample("male", n=4, seed=9, truncation_psi=0.8, verify=True, progress=False)
+    assert torch.equal(load_file(out / "latents.safetensors")["latents"], wanted.latents)
+
+
+# --- export and verify ------------------------------------------------------------------------------------------------
+
+
+def test_export_makes_the_set_of_its_plan(made, pipeline, world) -> None:
+    plan = json.loads((made / "plan.json").read_text())
+    assert plan["quota"] == {"female": 3, "male": 3}
+    assert (plan["images_per_identity"], plan["fmr"]) == (2, None)
+    data = ffs.open_dataset(made)
+    assert len(data) == 12
+    loaded = ffs.Pipeline.load(pipeline, world.generator, world.labeller)
+    first = data[0]
+    latents = loaded.latents(torch.tensor([first["group_id"]]), torch.tensor([0]), 0)
+    torch.testing.assert_close(first["latents"].reshape(1, -1), latents)
+    assert f"export --pipeline {pipeline}" in json.loads((made / "dataset.json").read_text())["command"]
+
+
+def test_the_same_command_again_goes_on(made, pipeline, plan_options, tmp_path) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(made, out)
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "shards").iterdir() if p.name.startswith("00001")}
+    for path in (out / "shards").glob("00000*"):
+        path.unlink()
+    run("verify", out, "-q", code=1)
+    run("export", "--pipeline", pipeline, "--out", out, *plan_options)
+    assert all((out / "shards" / name).stat().st_mtime_ns == t for name, t in kept.items())
+    for path in (made / "shards").iterdir():
+        assert path.read_bytes() == (out / "shards" / path.name).read_bytes()
+    result = run("export", "--pipeline", pipeline, "--out", out, *plan_options, "--seed", 4, code=2)
+    assert "seed" in result.stderr
+
+
+def test_verify_finds_damage_and_repairs_it(made, pipeline, tmp_path) -> None:
+    assert "as planned" in run("verify", made, "-q").stdout
+    out = tmp_path / "set"
+    shutil.copytree(made, out)
+    tar = out / "shards" / "00001.tar"
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 255
+    tar.write_bytes(data)
+    assert "00001" in run("verify", out, "-q", code=1).stdout
+    assert "made again" in run("verify", out, "--repair", "--pipeline", pipeline, "-q").stdout
+    assert tar.read_bytes() == (made / "shards" / "00001.tar").read_bytes()
+    os.truncate(tar, 100)
+    run("verify", out, "--repair", "--generator", "demo", "-q")
+    assert "as planned" in run("verify", out, "-q").stdout
+
+
+def test_a_quota_that_cannot_be_filled_is_code_1(pipeline, tmp_path) -> None:
+    """The labeller does not confirm everybody, so one candidate each does not do."""
+    args = ("--quota", 20, "--verify", "--fmr", "none", "--budget", 1, "-q", "--out", tmp_path / "set")
+    result = run("export", "--pipeline", pipeline, *args, code=1)
+    assert "budget" in result.stderr
+    assert "| female" in result.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_set_of_one_process(made, pipeline, plan_options, tmp_path) -> None:
+    """As torchrun starts them: by environment variables, both at once."""
+    out = tmp_path / "set"
+    command = [sys.executable, "-m", "fairface_synth", "export", "--engine", "torchrun", "--pipeline", pipeline]
+    command = [str(a) for a in (*command, "--out", out, *plan_options)]
+    ranks = [{**os.environ, "RANK": str(r), "WORLD_SIZE": "2", "LOCAL_RANK": str(r)} for r in range(2)]
+    started = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in ranks]
+    outputs = [process.communicate(timeout=60)[0] for process in started]
+    assert [p.returncode for p in started] == [0, 0], "a rank that ends otherwise would end them all"
+    assert "finished" in outputs[0]
+    assert outputs[1] == "", "one rank speaks"
+    for path in (made / "shards").iterdir():
+        assert path.read_bytes() == (out / "shards" / path.name).read_bytes()
+
+
+def test_published_axes_are_read_from_files(pipeline, world, tmp_path) -> None:
+    directions = tmp_path / "directions"
+    directions.mkdir()
+    names = ("smile", "scream", "disgust", "squint", "surprise", "pose", "illumination")
+    for name in names[:-1]:
+        world.directions["yaw"].save(directions / f"{name}.safetensors")
+    args = ("--axes", f"published:{directions}", "--images-per-identity", 46, "--dry-run")
+    assert "illumination" in dry(pipeline, tmp_path, "quota: 1", *args, code=2)
+    world.directions["yaw"].save(directions / "illumination.safetensors")
+    assert "2 identities × 46" in dry(pipeline, tmp_path, "quota: 1", *args)
+    assert "45 variations" not in dry(pipeline, tmp_path, "quota: 1", *args[:3], 47, "--dry-run", code=2)
+
+
+# --- audit and compare ------------------------------------------------------------------------------------------------
+
+
+def test_audit_reads_a_table(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    table = {"score": rng.normal(size=80), "luminance": rng.uniform(size=80), "race": rng.choice(["a", "b"], 80)}
+    ffs.write_table(table, tmp_path / "scores.csv")
+    args = ("audit", tmp_path / "scores.csv", "--no-bayes", "--out", tmp_path / "audit")
+    assert "score" in run(*args).stdout
+    assert "race" in (tmp_path / "audit" / "report.md").read_text()
+    assert "--overwrite" in run(*args, code=2).stderr
+    run(*args, "--overwrite", "--factors", "race")
+    result = run(*args, "--overwrite", "--scores", "skore", code=2)
+    assert "skore" in result.stderr
+
+
+def test_audit_scores_images_first(world, tmp_path) -> None:
+    from fairface_synth.models.checkpoints import save_discriminator
+    from fairface_synth.models.stylegan2 import StyleGAN2Discriminator
+
+    torch.manual_seed(0)
+    config = {"c_dim": 0, "img_resolution": 32, "img_channels": 3, "channel_base": 128, "channel_max": 16}
+    network = StyleGAN2Discriminator(config).freeze()
+    save_discriminator(network, tmp_path / "d.safetensors")
+    images = world.generator.synthesize(world.generator.map(ffs.draw_latents(world.generator, 0, 0, 12)))
+    ffs.save_images(images, tmp_path / "images", [f"{i}" for i in range(12)])
+    args = ("--discriminator", tmp_path / "d.safetensors", "--images", tmp_path / "images", "--size", 32)
+    run("audit", *args, "--no-bayes", "-q", "--out", tmp_path / "audit")
+    faces = ffs.read_faces("folder", tmp_path / "images")
+    wanted = ffs.score(network, faces.images(size=32))
+    stored = ffs.read_table(tmp_path / "audit" / "scores.csv")["score"]
+    np.testing.assert_allclose(stored, wanted.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_compare_reads_tables(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for name, rate in {"real": 0.3, "synth": 0.6}.items():
+        columns = {"Smiling": (rng.uniform(size=300) < rate).astype(float), "Eyeglasses": rng.uniform(size=300).round()}
+        ffs.write_table(columns, tmp_path / f"{name}.csv")
+    out = tmp_path / "out"
+    run("compare", tmp_path / "real.csv", f"made={tmp_path / 'synth.csv'}", "--out", out, "-q")
+    table = ffs.kl_table(ffs.as_annotations(tmp_path / "real.csv"), ffs.as_annotations(tmp_path / "synth.csv"))
+    stored = json.loads((out / "kl.json").read_text())
+    kl = {name: row["kl_pq"] for name, row in stored["attributes"].items()}
+    assert kl == {name: row["kl_pq"] for name, row in json.loads(json.dumps(table.to_dict()))["attributes"].items()}
+    assert "Smiling" in (out / "kl.md").read_text()
+    assert (out / "kl.png").stat().st_size > 1000
+    assert "NAME=PATH" in run("compare", tmp_path / "real.csv", tmp_path / "real.csv", "--out", out, code=2).stderr
+
+
+def test_compare_annotates_exported_sets_and_folders(made, world, tmp_path) -> None:
+    """A set of `export` against a folder with the same images: the same attributes, so no divergence to speak of."""
+    data = ffs.open_dataset(made)
+    images = torch.stack([data[i]["image"] for i in range(len(data))])
+    ffs.save_images(images, tmp_path / "folder", [f"{i:03d}" for i in range(len(images))])
+    out = tmp_path / "out"
+    result = run("compare", f"set={made}", f"folder={tmp_path / 'folder'}", "--out", out, "-q", "--replicates", 20)
+    assert "know the bundled generator's faces alone" in result.stderr
+    first, second = (ffs.as_annotations(out / "annotations" / name) for name in ("set", "folder"))
+    assert len(first) == len(second) == 12
+    rows = json.loads((out / "kl.json").read_text())["attributes"].values()
+    assert all(row["kl_pq_plugin"] == 0 and row["rate_p"] == row["rate_q"] for row in rows)
+    again = run("compare", made, out / "annotations" / "folder", "--out", out, "-q", "--replicates", 20)
+    assert "KL" in again.stdout
+    args = ("compare", made, tmp_path / "folder", "--embedder", "vggface2", "--out", out)
+    assert "--mac and --embedder go together" in run(*args, code=2).stderr
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_the_commands_it_names_do_too(tmp_path) -> None:
+    out = tmp_path / "demo"
+    text = run("demo", "--out", out, "--n", 2500, "-q").stdout
+    assert "as planned" in text
+    assert len(ffs.open_dataset(out / "set")) == 6 * 8 * 4
+    commands = re.findall(r"^  fairface-synth (.*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        args = command.split()
+        run(*args, *(("--dry-run",) if args[0] == "export" else ()), "-q")
+
+
+# --- documentation ----------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+
+
+def test_the_commands_of_the_page_are_commands() -> None:
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in join(block)]
+    assert {command for command, _ in lines} == set(COMMANDS)
+    for command, line in lines:
+        known = {name for p in main.commands[command].params for name in p.opts}
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= known, line
+
+
+def join(block: str) -> list[tuple[str, str]]:
+    """Each command with its options."""
+    found = [
+        re.search(r"(?:fairface-synth|fairface_synth) (\w+)(.*)", line)
+        for line in block.replace("\\\n", "").splitlines()
+    ]
+    return [(match[1], match[2]) for match in found if match]
+
+
+@pytest.mark.parametrize("command", ["fit", "export"])
+def test_the_file_of_the_page_is_read(command: str, tmp_path, monkeypatch) -> None:
+    [text] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipeline").mkdir()
+    context = main.commands[command].make_context(command, ["--config", str(config(tmp_path, text))])
+    given = context.params
+    assert given["device"] == "cuda"
+    if command == "fit":
+        assert (given["attributes"], given["n"]) == (["race", "gender"], 200_000)
+    else:
+        assert (given["fmr"], given["verify"], given["size"]) == (1e-6, True, 112)
+        assert given["quota"][0] == "black-female=50000"
