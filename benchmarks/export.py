@@ -250,16 +250,16 @@ def read_datasets(path: Path) -> tuple[int, str, float]:
 
 
 def read_tarfile(path: Path) -> tuple[int, str, float]:
-    """By the parquet index with pyarrow, and the byte offsets in it."""
+    """By the parquet index and the names in the tars."""
     import pyarrow.parquet as pq
     from PIL import Image
 
     def items() -> Iterator[tuple[int, np.ndarray]]:
         for index in sorted((path / "shards").glob("*.parquet")):
-            rows = pq.read_table(index, columns=["identity", "file", "bytes"]).to_pylist()
+            rows = pq.read_table(index, columns=["key", "identity"]).to_pylist()
             with tarfile.open(index.with_suffix(".tar")) as tar:
                 for row in rows:
-                    member = tar.extractfile(row["file"].split(":")[-1])
+                    member = tar.extractfile(f"{row['key']}.jpg")
                     assert member is not None
                     yield row["identity"], np.asarray(Image.open(BytesIO(member.read())))
 

@@ -23,7 +23,7 @@ from .audits import (
 from .datasets import FaceSet, read_faces, read_maad_labels
 from .discriminators import Sweep, covariates, face_regions, score, score_table, shuffle_pixels, sweep
 from .divergence import Cells, KLMatrix, KLTable, fit_cells, kl_matrix, kl_table, product_cells
-from .errors import CheckpointError, DataError, FairFaceError, GroupError, ShapeError
+from .errors import BudgetError, CheckpointError, DataError, FairFaceError, GroupError, ShapeError
 from .evolution import Archive, Fitness, Scores, evolve
 from .export import (
     DatasetCheck,
@@ -39,6 +39,7 @@ from .export import (
     verify_dataset,
 )
 from .fairness import Fairness, fairness
+from .fingerprints import fingerprint, fingerprint_generator, fingerprint_model
 from .fitness import (
     FaceFitness,
     Faces,
@@ -62,6 +63,7 @@ from .identities import (
     impostor_scores,
     leakage_report,
     novelty,
+    threshold_among,
     threshold_at_fmr,
     unique,
 )
@@ -133,6 +135,7 @@ __all__ = [
     "AttributeSchema",
     "AuditReport",
     "Axis",
+    "BudgetError",
     "Cells",
     "CheckpointError",
     "Confusion",
@@ -226,6 +229,9 @@ __all__ = [
     "face_quality",
     "face_regions",
     "fairness",
+    "fingerprint",
+    "fingerprint_generator",
+    "fingerprint_model",
     "fit_cells",
     "fit_confusion",
     "fit_direction",
@@ -291,6 +297,7 @@ __all__ = [
     "snes",
     "stream",
     "sweep",
+    "threshold_among",
     "threshold_at_fmr",
     "to_frame",
     "to_layers",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import DataError, FairFaceError
+from .errors import BudgetError, DataError, FairFaceError
 
 if TYPE_CHECKING:
     from .export import DatasetPlan
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PROBLEM, USAGE, INTERRUPTED = 1, 2, 130
 MODELS = "models.json"  # beside a saved pipeline: how its models were named
-_UNFILLED = "the budget is spent"  # how the exporter's error about a quota begins
 _LAYOUTS = ("webdataset", "folders", "rec", "parquet")
 _FILE = click.Path(exists=True, path_type=Path)
 _OUT = click.Path(path_type=Path)
@@ -50,7 +49,7 @@ class _Main(click.Group):
             if ctx.meta.get("debug"):
                 raise
             click.echo(f"Error: {error}", err=True)
-            ctx.exit(PROBLEM if str(error).startswith(_UNFILLED) else USAGE)
+            ctx.exit(PROBLEM if isinstance(error, BudgetError) else USAGE)
         except KeyboardInterrupt:
             click.echo("Interrupted. What is on disk is whole; export and compare go on when run again.", err=True)
             ctx.exit(INTERRUPTED)

@@ -38,3 +38,7 @@ class GroupError(FairFaceError, ValueError):
 
 class DataError(FairFaceError, ValueError):
     """The values make the request impossible: NaN, too few samples, a singular covariance, …"""
+
+
+class BudgetError(DataError):
+    """What was asked for was not found within the budget; what was found is kept."""

@@ -376,34 +376,95 @@ def threshold_at_fmr(impostors: ImpostorScores | Tensor, fmr: float) -> Threshol
     scores = impostors if isinstance(impostors, Tensor) else impostors.scores
     if scores.ndim != 1 or not scores.is_floating_point():
         raise ShapeError("impostor scores are a vector", expected="float [p]", got=list(scores.shape))
-    if not 0 < fmr < 1:
-        raise DataError("the FMR is a share", expected="0 < fmr < 1", got=fmr)
+    n = len(scores)
+    allowed = _allowed_matches(fmr, n)
     if not bool(scores.isfinite().all()):
         raise DataError("impostor scores with NaN or infinities", fix="check the embeddings they came from")
-    n = len(scores)
-    allowed = math.floor(fmr * n + 1e-6)
+    value = _just_above(scores.topk(allowed + 1).values[-1], fmr, n)
+    matched = scores >= value
+    return _threshold(value, fmr, matched.double().mean(), n, _effective_comparisons(matched, impostors))
+
+
+@torch.no_grad()
+def threshold_among(embeddings: Tensor, fmr: float, *, block: int = 2048) -> Threshold:
+    """`threshold_at_fmr` of all pairs of faces of different people, in constant memory: for rates of 10⁻⁵ and below.
+
+    The pairs are gone through twice, block by block; the value and its interval are those of
+    `threshold_at_fmr(impostor_scores(embeddings, n_pairs=n * n), fmr)`, up to rounding.
+
+    Args:
+        embeddings: unit vectors [n, e], every row another person; n(n − 1)/2 pairs must be 30 / fmr or more.
+        fmr: false match rate, in (0, 1).
+        block: rows at a time; memory is O(block²) and O(fmr·n²) scores beside the input.
+
+    Raises:
+        DataError: not unit vectors, too few, or fmr out of range.
+    """
+    check_embeddings(embeddings)
+    if block < 1:
+        raise DataError("block out of range", expected="≥ 1", got=block)
+    n = len(embeddings)
+    pairs = n * (n - 1) // 2
+    allowed = _allowed_matches(fmr, pairs)
+    top = embeddings.new_empty(0, dtype=_precision(embeddings))
+    for _, _, scores in _pair_blocks(embeddings, block):
+        flat = scores.flatten()
+        top = torch.cat((top, flat.topk(min(allowed + 1, len(flat))).values))
+        top = top.topk(min(allowed + 1, len(top))).values
+    value = _just_above(top[-1], fmr, pairs)
+    degree = torch.zeros(n, dtype=torch.float64, device=embeddings.device)  # matches of each person
+    for i, j, scores in _pair_blocks(embeddings, block):
+        matched = scores >= value
+        degree[i : i + block] += matched.sum(1)
+        degree[j : j + block] += matched.sum(0)
+    rate = degree.sum() / 2 / pairs
+    # Each dyad is one pair here: the sums of `_effective_comparisons` in closed form.
+    independent = pairs * rate * (1 - rate)
+    dyadic = (degree - rate * (n - 1)).square().sum() - independent
+    effective = torch.where(independent > 0, pairs * independent / torch.maximum(dyadic, independent), pairs)
+    return _threshold(value, fmr, rate, pairs, effective)
+
+
+def _pair_blocks(x: Tensor, block: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Scores of rows i … against rows j …, every pair once; −2 for what is no pair."""
+    product = _Product(x, block)
+    for i in range(0, len(x), block):
+        for j in range(i, len(x), block):
+            scores = product(_rows(x, slice(i, i + block)), _rows(x, slice(j, j + block)))
+            yield i, j, scores if i < j else scores.masked_fill(torch.ones_like(scores).tril_().bool(), -2.0)
+
+
+def _allowed_matches(fmr: float, comparisons: int) -> int:
+    if not 0 < fmr < 1:
+        raise DataError("the FMR is a share", expected="0 < fmr < 1", got=fmr)
+    allowed = math.floor(fmr * comparisons + 1e-6)
     if allowed < RULE_OF_30:
         raise DataError(
             f"too few impostor scores for an FMR of {fmr:g}",
             expected=f"{math.ceil(RULE_OF_30 / fmr):,} or more (30 false matches, the rule of 30)",
-            got=f"{n:,}",
+            got=f"{comparisons:,}",
             fix="raise n_pairs, embed more identities (n give n(n − 1)/2 pairs), or ask for a higher FMR",
         )
-    highest_refused = scores.topk(allowed + 1).values[-1]
-    value = torch.nextafter(highest_refused, torch.full_like(highest_refused, torch.inf))
+    return allowed
+
+
+def _just_above(refused: Tensor, fmr: float, comparisons: int) -> Tensor:
+    """The lowest cosine above the highest score that must not match."""
+    value = torch.nextafter(refused, torch.full_like(refused, torch.inf))
     if not float(value) <= 1:
         raise DataError(
             f"no cosine keeps an FMR of {fmr:g}",
-            expected=f"at most {allowed:,} of {n:,} impostor scores at 1",
+            expected=f"at most {math.floor(fmr * comparisons + 1e-6):,} of {comparisons:,} impostor scores at 1",
             got="more",
             fix="the same faces are listed as several identities: pass ids=, or remove the repeats",
         )
-    matched = scores >= value
-    effective = _effective_comparisons(matched, impostors)
-    reached = matched.double().mean()
+    return value
+
+
+def _threshold(value: Tensor, fmr: float, reached: Tensor, comparisons: int, effective: Tensor) -> Threshold:
     low, high = wilson_interval(reached * effective, effective)
     at, share, lowest, highest, worth = torch.stack((value.double(), reached, low, high, effective)).tolist()
-    return Threshold(at, fmr, share, lowest, highest, n, worth)
+    return Threshold(at, fmr, share, lowest, highest, comparisons, worth)
 
 
 def _effective_comparisons(matched: Tensor, impostors: ImpostorScores | Tensor) -> Tensor:

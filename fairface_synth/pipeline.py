@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from .fingerprints import fingerprint_generator, fingerprint_model
 from .fitness import face_fitness
 from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
 from .groups import Groups, balanced_quota
-from .identities import Threshold, embed, impostor_scores, threshold_at_fmr, unique
+from .identities import Threshold, embed, threshold_among, unique
 from .images import save_images
 from .label_noise import CorrectedQuota
 from .latents import (
@@ -555,23 +556,26 @@ class Pipeline:
         images = self._synthesize(w, batch_size)
         return Sample(images, w, ids, index, self.groups, seed, truncation_psi, quota, {}, verify)
 
-    def threshold(self, fmr: float = 1e-3, *, n: int = 2000, seed: int = 0, batch_size: int = 256) -> Threshold:
+    def threshold(self, fmr: float = 1e-3, *, n: int | None = None, seed: int = 0, batch_size: int = 256) -> Threshold:
         """The cosine from which the embedder takes two faces for one person, at a stated false match rate.
 
         The impostors are natural faces of this generator, two different latents each.
 
         Args:
             fmr: false match rate.
-            n: natural faces to embed; all their pairs are compared, so memory grows with n².
+            n: natural faces to embed; all their pairs are compared. By default 2,000, or as many as give 50 false
+                matches: 10,000 for 10⁻⁶.
             seed, batch_size: of the draw.
         """
+        if n is None:
+            n = max(2000, math.ceil(math.sqrt(100 / fmr)) + 1) if 0 < fmr < 1 else 2000
         known = (fmr, n, seed)
         if known not in self._thresholds:
             z = draw_latents(self.generator, seed, 0, n, stream=_IMPOSTOR_STREAM)
             w = torch.cat([self.generator.map(c, truncation_psi=self.bank.truncation_psi) for c in z.split(batch_size)])
             images = (self.generator.synthesize(chunk) for chunk in w.split(batch_size))
             embeddings = embed(self._embedder(), images, progress=False)
-            self._thresholds[known] = threshold_at_fmr(impostor_scores(embeddings, n_pairs=n * n), fmr)
+            self._thresholds[known] = threshold_among(embeddings, fmr)
         return self._thresholds[known]
 
     def unique(self, sample: Sample, threshold: Threshold | float | None = None, *, batch_size: int = 256) -> Sample:

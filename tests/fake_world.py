@@ -29,6 +29,8 @@ from fairface_synth.variations import Direction
 
 GROUPS = ffs.Groups({"gender": ["female", "male"], "tone": ["light", "dark"]})
 W = 8
+if "FAKE_WORLD_UNIT" in os.environ:  # in processes that do not pass through `export` below
+    gate.UNIT = int(os.environ["FAKE_WORLD_UNIT"])
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def make_source(
     return FakeSource(generator, ffs.wrap_labeller(label, GROUPS.attributes), Embed(scale), spread=spread)
 
 
-def make_axes(steps: tuple[float, ...] = (-2.0, -1.0, 1.0, 2.0)) -> tuple[ffs.Axis, ...]:
+def make_axes(steps: tuple[float, ...] = (-2.0, -0.9, 1.1, 2.3)) -> tuple[ffs.Axis, ...]:
     """One axis, which moves faces far enough to become somebody else now and then."""
     normal, one = torch.nn.functional.normalize(torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 0]), dim=0), torch.ones(())
     return (ffs.Axis(Direction(normal, -one, one, 0 * one, "warmth"), steps),)
@@ -115,7 +117,7 @@ def make_plan(**changes: Any) -> DatasetPlan:
     return plan_dataset(**(plan | checks | changes))
 
 
-EXPORT: Mapping[str, Any] = {"threshold": 0.998, "audit": 8, "progress": False, "command": "export"}
+EXPORT: Mapping[str, Any] = {"threshold": 0.997, "audit": 8, "progress": False, "command": "export"}
 
 
 def export(
@@ -268,6 +270,8 @@ def _serve() -> None:
         else:
             answer = _wait(question["pid"], question["seconds"], pipes)
         print(json.dumps(answer), flush=True)
+    for pid in pipes:
+        os.kill(pid, signal.SIGKILL)
 
 
 class _Picture:
@@ -292,6 +296,9 @@ def _fork(job: Mapping[str, Any], pipes: dict[int, int]) -> int:
         os.close(start)
         pipes[pid] = end
         return pid
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
     try:
         text, code = run_child(**job), 0
     except BaseException as error:

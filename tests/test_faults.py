@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,11 @@ def rarest(landed: Counter[str], root: Path, draw: random.Random) -> str:
     return min(ahead or ["finished"], key=lambda name: landed[name] + draw.random())
 
 
+def enough(landed: Counter[str], kills: int, wanted: Sequence[str]) -> bool:
+    """So many kills, and some in each of these phases; "join" is of the layout "rec" and short."""
+    return landed.total() >= kills and all(landed[name] for name in wanted if name != "join")
+
+
 def kill_in(nursery: Nursery, pid: int, root: Path, aim: str, delay: float) -> Ended:
     """SIGKILL some time after a run has come so far, unless it ends before."""
     while PHASES.index(phase(root)) < PHASES.index(aim):
@@ -95,12 +100,12 @@ def test_kills_do_not_show(
     layout: str, kills: int, nursery: Nursery, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     reference, draw = contents(undisturbed(layout)), random.Random(layout)
-    phases = [name for name in PHASES[:-2] if layout == "rec" or name != "join"]
+    wanted = PHASES[1:6] if kills > 10 else ("shards",)
     job: dict[str, Any] = {"plan": {"layout": layout}, "world": {"delay": 0.002}}
     landed: Counter[str] = Counter()
     for number in range(100):
         root = tmp_path / str(number)
-        while landed.total() < kills:
+        while not enough(landed, kills, wanted):
             if draw.random() < 0.5:  # from outside, at any time
                 pid = nursery.start(root, disk={"seconds": 0.001}, **job)
                 ended = kill_in(nursery, pid, root, rarest(landed, root, draw), draw.uniform(0, 0.2))
@@ -114,10 +119,9 @@ def test_kills_do_not_show(
         ended = nursery.run(root, **job)
         assert ended.code == 0, ended.text
         assert differences(root, reference) == []
-        if landed.total() >= kills:
+        if enough(landed, kills, wanted):
             break
-    if kills > 10:
-        assert set(phases) - {"start", "gate"} <= set(landed), landed
+    assert enough(landed, kills, wanted), landed
 
 
 def test_every_step_of_a_run_may_be_the_last(nursery: Nursery, tmp_path: Path) -> None:
@@ -151,7 +155,7 @@ def test_killed_ranks_do_not_show(
     def rank(r: int) -> int:
         return nursery.start(root, environment={"RANK": str(r), "WORLD_SIZE": str(size)}, **job)
 
-    while landed.total() < kills:
+    while not enough(landed, kills, ("candidates", "shards")):
         alive |= {r: rank(r) for r in range(size) if r not in alive}
         sizes.add(size)
         aim, delay = rarest(landed, root, draw), draw.uniform(0, 0.2)
@@ -160,7 +164,7 @@ def test_killed_ranks_do_not_show(
             ended = [kill_in(nursery, alive.pop(r), root, aim, delay) for r in victims]
             assert all(e.code in (0, -signal.SIGKILL) for e in ended), ended
             landed[phase(root)] += sum(e.code != 0 for e in ended)
-        if landed[aim] > kills // 4 or phase(root) == "finished" or landed.total() >= kills:
+        if landed[aim] > kills // 4 or phase(root) == "finished" or landed.total() >= kills - 1:
             alive |= {r: rank(r) for r in range(size) if r not in alive}
             last = [nursery.wait(pid) for pid in alive.values()]
             assert all(e is not None and e.code == 0 for e in last), last
@@ -169,4 +173,386 @@ def test_killed_ranks_do_not_show(
         if not alive:
             size = {2: 3, 3: 1, 1: 2}[size]
     assert len(sizes) > 1
-    assert {"candidates", "shards"} <= set(landed), landed
+
+
+# --- the same bytes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"threads": 1, "batch_size": 1},
+        {"threads": 4, "batch_size": 1000},
+        {"engine": "torchrun", "rank": 0, "world_size": 1},
+        {"unit": 1000},
+    ],
+    ids=str,
+)
+def test_settings_do_not_show(
+    job: dict[str, Any], nursery: Nursery, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ended = nursery.run(tmp_path / "set", **job)
+    assert ended.code == 0, ended.text
+    assert differences(tmp_path / "set", contents(undisturbed("webdataset"))) == []
+
+
+def test_ranks_do_not_show(nursery: Nursery, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    job = {"engine": "torchrun", "world_size": 3}
+    started = [nursery.start(tmp_path / "set", rank=rank, **job) for rank in (2, 0, 1)]
+    ended = [nursery.wait(pid) for pid in started]
+    assert all(e is not None and e.code == 0 for e in ended), ended
+    assert differences(tmp_path / "set", contents(undisturbed("webdataset"))) == []
+    late = nursery.run(tmp_path / "set", rank=1, **job)  # a rank that comes back when all is done
+    assert late.code == 0, late.text
+    assert differences(tmp_path / "set", contents(undisturbed("webdataset"))) == []
+
+
+def test_the_set_takes_every_path(undisturbed: Callable[[str], Path]) -> None:
+    """What the sets compared here are made of: several rounds of several units, duplicates, unconfirmed faces, edits."""
+    gate = json.loads((undisturbed("webdataset") / "gate.json").read_text())
+    assert gate["rounds"] >= 3
+    drawn, confirmed, doubles = (sum(gate[name].values()) for name in ("candidates", "confirmed", "duplicates"))
+    assert drawn > confirmed > sum(gate["accepted"].values()) == make_plan().identities
+    assert doubles > 0
+    assert set(_column(undisturbed("webdataset"), "factor")) == {1.0, 0.5, 0.25}
+
+
+def _column(root: Path, name: str) -> list[Any]:
+    from pyarrow import parquet
+
+    return [x for path in sorted(root.glob("shards/*.parquet")) for x in parquet.read_table(path)[name].to_pylist()]
+
+
+# --- disks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """A small disk: `disk(size="64k")` mounts it, called again it changes it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(**options: str) -> Path:
+        again = ["remount"] if os.path.ismount(folder) else []
+        text = ",".join([*again, *(f"{name}={value}" if value else name for name, value in options.items())])
+        command = ["mount", "-t", "tmpfs", "-o", text, "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no permission to mount a small disk")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "rec"])
+def test_a_full_disk_says_so_and_the_same_command_goes_on(
+    layout: str, disk: Callable[..., Path], nursery: Nursery, undisturbed: Callable[[str], Path]
+) -> None:
+    reference, draw, pages = contents(undisturbed(layout)), random.Random(layout), 1
+    struck: Counter[str] = Counter()
+    for _ in range(100):
+        root = disk(size=f"{4 * pages}k") / "set"
+        ended = nursery.run(root, plan={"layout": layout})
+        if ended.code == 0:
+            break
+        assert ended.code == 1, ended  # not a signal: a mapped file on a full disk would be SIGBUS
+        assert ended.text.startswith("DataError: the disk is full"), ended.text
+        assert str(root) in ended.text
+        assert "run the same command again" in ended.text
+        assert "free" in ended.text
+        struck[phase(root)] += 1
+        check_whole(root, reference)
+        drafts = [p for p in root.rglob(".*") if p.suffix == ".tmp"]
+        assert drafts == []
+        nearly = (root / "shards" / "00006.json").exists() and layout == "rec"
+        pages += {"shards": 1 if nearly else draw.randint(1, 40), "datasheet": draw.randint(1, 4)}.get(phase(root), 1)
+    assert ended.code == 0, ended.text
+    assert differences(root, reference) == []
+    end = "join" if layout == "rec" else "datasheet"
+    assert {"start", "candidates", "gate", "shards", end} <= set(struck), struck
+
+
+def test_a_read_only_disk_says_so_and_can_be_verified(
+    disk: Callable[..., Path], nursery: Nursery, undisturbed: Callable[[str], Path]
+) -> None:
+    folder = disk(size="16m")
+    begun, finished = folder / "begun", folder / "finished"
+    nursery.kill(_started(nursery, begun, "shards"))
+    assert nursery.run(finished).code == 0
+    disk(ro="")
+    for root in (folder / "new", begun, finished):
+        before = contents(folder)
+        ended = nursery.run(root)
+        assert ended.code == 1
+        assert ended.text.startswith("DataError: cannot write in")
+        assert "read-only" in ended.text
+        assert str(root) in ended.text
+        assert contents(folder) == before
+    assert verify_dataset(finished, progress=False).ok
+    assert len(open_dataset(finished)) == make_plan().images
+    disk(rw="", size="16m")
+    assert nursery.run(begun).code == 0
+    assert differences(begun, contents(undisturbed("webdataset"))) == []
+
+
+def _started(nursery: Nursery, root: Path, until: str, **job: Any) -> int:
+    """A process that has come so far."""
+    pid = nursery.start(root, world={"delay": 0.02}, **job)
+    while phase(root) != until:
+        assert nursery.wait(pid, 0.005) is None
+    return pid
+
+
+# --- two at once ----------------------------------------------------------------------------------------------------
+
+
+def test_the_second_exporter_is_refused_until_the_first_is_gone(
+    nursery: Nursery, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    first = _started(nursery, root, "shards")
+    second = nursery.run(root)
+    assert second.code == 1
+    assert "is being written by another export" in second.text
+    assert f"process {first} " in second.text
+    with pytest.raises(DataError, match=f"process {first} "):
+        verify_dataset(root, make_source().generator, repair=True, progress=False)
+    assert nursery.kill(first).code == -signal.SIGKILL
+    ended = nursery.run(root)
+    assert ended.code == 0, ended.text
+    assert differences(root, contents(undisturbed("webdataset"))) == []
+
+
+def test_the_same_rank_twice_is_refused(nursery: Nursery, tmp_path: Path) -> None:
+    job = {"engine": "torchrun", "rank": 1, "world_size": 2}
+    first = nursery.start(tmp_path / "set", **job)  # it waits for rank 0
+    while not (tmp_path / "set" / "log" / "owner-00001.json").exists():
+        assert nursery.wait(first, 0.005) is None
+    second = nursery.run(tmp_path / "set", **job)
+    assert second.code == 1
+    assert f"process {first} " in second.text
+    assert "as rank 1" in second.text
+    nursery.kill(first)
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def flip(name: str, at: float = 0.5) -> Callable[[Path], None]:
+    """Change one byte of a file."""
+
+    def damage(root: Path) -> None:
+        data = bytearray((root / name).read_bytes())
+        data[int(at * len(data))] ^= 1
+        (root / name).write_bytes(data)
+
+    return damage
+
+
+def cut(name: str, to: float = 0.6) -> Callable[[Path], None]:
+    """Lose the end of a file."""
+    return lambda root: os.truncate(root / name, int(to * (root / name).stat().st_size))
+
+
+def delete(name: str) -> Callable[[Path], None]:
+    """Lose a file or a folder."""
+    return lambda root: shutil.rmtree(root / name) if (root / name).is_dir() else (root / name).unlink()
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """What happens to a set, what names it, and what makes it good: the generator, the pipeline, the same export."""
+
+    do: Callable[[Path], None]
+    named: str
+    mends: str
+    layout: str = "webdataset"
+
+
+DAMAGE = {
+    "a byte of a tar": Damage(flip("shards/00003.tar"), "shard 3", "generator pipeline"),
+    "a cut tar": Damage(cut("shards/00003.tar"), "shard 3", "generator pipeline export"),
+    "an empty tar": Damage(cut("shards/00003.tar", 0), "shard 3", "generator pipeline export"),
+    "no tar": Damage(delete("shards/00003.tar"), "shard 3", "generator pipeline export"),
+    "no sidecar": Damage(delete("shards/00002.json"), "shard 2", "pipeline export"),
+    "half a sidecar": Damage(cut("shards/00002.json"), "shard 2", "pipeline export"),
+    "no index": Damage(delete("shards/00001.parquet"), "shard 1", "pipeline export"),
+    "a byte of an index": Damage(flip("shards/00001.parquet"), "shard 1", "pipeline"),
+    "a cut index": Damage(cut("shards/00001.parquet"), "shard 1", "pipeline export"),
+    "no shards": Damage(delete("shards"), "shard 7", "pipeline export"),
+    "a person's folder": Damage(delete("images/00000011"), "shard 1", "generator pipeline export", "folders"),
+    "a byte of a picture": Damage(flip("images/00000011/0002.png"), "shard 1", "generator pipeline", "folders"),
+    "all folders": Damage(delete("images"), "shard 0", "generator pipeline export", "folders"),
+    "a byte of train.rec": Damage(flip("train.rec"), "shard", "generator pipeline", "rec"),
+    "a cut train.rec": Damage(cut("train.rec"), "shard 7", "generator pipeline export", "rec"),
+    "no train.rec": Damage(delete("train.rec"), "shard 0", "generator pipeline export", "rec"),
+    "no train.idx": Damage(delete("train.idx"), "train.rec", "generator pipeline export", "rec"),
+    "no property": Damage(delete("property"), "train.rec", "generator pipeline export", "rec"),
+    "a byte of parquet": Damage(flip("shards/00004.parquet"), "shard 4", "pipeline", "parquet"),
+    "a byte of latents": Damage(flip("latents.npy", 0.9), "latents.npy", "generator pipeline"),
+    "cut latents": Damage(cut("latents.npy"), "latents.npy", "generator pipeline export"),
+    "no latents": Damage(delete("latents.npy"), "latents.npy", "generator pipeline export"),
+    "a byte of embeddings": Damage(flip("embeddings.npy", 0.9), "embeddings.npy", ""),
+    "no embeddings": Damage(delete("embeddings.npy"), "embeddings.npy", "export"),
+    "no identities": Damage(delete("identities.parquet"), "identities.parquet", "export"),
+    "cut identities": Damage(cut("identities.parquet"), "identities.parquet", "export"),
+    "no gate": Damage(delete("gate.json"), "gate.json", "export"),
+    "half a gate": Damage(cut("gate.json"), "gate.json", "export"),
+    "a changed gate": Damage(flip("gate.json", 0.04), "gate.json", ""),
+    "no parts": Damage(delete("parts.json"), "parts.json", "export"),
+    "no datasheet": Damage(delete("dataset.json"), "dataset.json", "export"),
+    "half a datasheet": Damage(cut("dataset.json"), "dataset.json", ""),
+    "no README": Damage(delete("README.md"), "README.md", "export"),
+    "no record": Damage(delete("croissant.json"), "croissant.json", "export"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_and_mended(
+    name: str, nursery: Nursery, undisturbed: Callable[[str], Path], copied: Callable[[str], Path]
+) -> None:
+    damage = DAMAGE[name]
+    reference, root = contents(undisturbed(damage.layout)), copied(damage.layout)
+    source = make_source()
+
+    def check(**how: Any) -> DatasetCheck:
+        return verify_dataset(root, progress=False, **how)
+
+    damage.do(root)
+    found = check()
+    assert not found.ok
+    assert any(damage.named in part for part in found.problems), found
+    assert "again" in str(found)  # what to do
+    damaged = contents(root)
+    for way in ("generator", "pipeline"):
+        shutil.rmtree(root)
+        shutil.copytree(undisturbed(damage.layout), root)
+        damage.do(root)
+        given: dict[str, Any] = {"generator": source.generator} if way == "generator" else {"generator": source}
+        given |= {"axes": make_axes()} if way == "pipeline" else {}
+        if name == "no parts":  # nobody knows by which generator
+            with pytest.raises(DataError, match="run the same export again"):
+                check(repair=True, **given)
+            continue
+        found = check(repair=True, **given)
+        assert found.ok == (way in damage.mends), found
+        if found.ok:
+            assert found.repaired or damage.named == "train.rec"
+            assert differences(root, reference) == []
+        else:
+            assert any(damage.named in part for part in found.problems), found
+    shutil.rmtree(root)
+    shutil.copytree(undisturbed(damage.layout), root)
+    damage.do(root)
+    assert contents(root) == damaged
+    if "export" not in damage.mends and not damage.mends:  # as the message says
+        delete(damage.named)(root)
+    ended = nursery.run(root, plan={"layout": damage.layout})
+    assert ended.code == 0, ended.text
+    assert (differences(root, reference) == []) == ("export" in damage.mends or not damage.mends), check()
+
+
+def test_another_generator_repairs_nothing(copied: Callable[[str], Path]) -> None:
+    root = copied("webdataset")
+    flip("shards/00003.tar")(root)
+    before = contents(root)
+    with pytest.raises(DataError, match="not the generator"):
+        verify_dataset(root, make_source(contrast=0.5).generator, repair=True, progress=False)
+    delete("shards/00003.json")(root)
+    with pytest.raises(DataError, match="has other models"):
+        verify_dataset(root, make_source(scale=3.0), repair=True, axes=make_axes(), progress=False)
+    # nothing else was touched
+    assert differences(root, before) == ["shards/00003.json"]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "quota": ({"plan": {"quota": 17}}, "quota.female-light = 16"),
+    "images": ({"plan": {"images_per_identity": 3}}, "images_per_identity = 4"),
+    "shard size": ({"plan": {"shard_size": 64}}, "shard_size = 32"),
+    "seed": ({"plan": {"seed": 1}}, "seed = 0"),
+    "layout": ({"plan": {"layout": "folders"}}, "layout = webdataset"),
+    "format": ({"plan": {"image_format": "jpeg"}}, "image_format = png"),
+    "fmr": ({"plan": {"fmr": 1e-4}}, "fmr = 0.001"),
+    "batch": ({"plan": {"forward_batch": 8}}, "forward_batch = 16"),
+    "generator": ({"world": {"contrast": 0.5}}, "fingerprint.generator"),
+    "embedder": ({"world": {"scale": 3.0}}, "fingerprint.embedder"),
+    "latents": ({"world": {"spread": 1.5}}, "latents"),
+    "axes": ({"axes": None}, "fingerprint.axes"),
+    "threshold": ({"threshold": 0.9}, "fingerprint.threshold"),
+    "reference": ({"reference": torch.tensor([[1.0, 0, 0, 0]])}, "fingerprint.reference"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_plans_and_models_are_refused(name: str, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    job, difference = OTHERS[name]
+    root = undisturbed("webdataset")
+    before, log = contents(root), sorted(p.stat().st_mtime_ns for p in root.rglob("*"))
+    with pytest.raises(DataError, match=r"was begun with another plan|has other models") as raised:
+        fake_world.export(root, **job)
+    assert difference in str(raised.value)
+    assert "new folder" in str(raised.value)
+    assert contents(root) == before
+    assert sorted(p.stat().st_mtime_ns for p in root.rglob("*")) == log
+
+
+def test_folders_with_other_things_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(DataError, match="holds other things"):
+        fake_world.export(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(DataError, match="is no folder"):
+        fake_world.export(tmp_path / "thesis.tex")
+    with pytest.raises(DataError, match="is no set"):
+        verify_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("job", "what"),
+    [
+        ({"plan": {"budget": 1}}, "the budget is spent"),
+        ({"world": {"spread": 0.01}}, "people of the set already"),
+        ({"threads": 0}, "nothing would be done"),
+        ({"engine": "slurm"}, "unknown engine"),
+        ({"engine": "torchrun"}, "this process has no rank"),
+        ({"engine": "torchrun", "rank": 2, "world_size": 2}, "ranks count from 0"),
+        ({"rank": 0}, "ranks are torchrun's"),
+        ({"actors": 2}, "actors are Ray's"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_said(
+    job: dict[str, Any], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DataError, match=what) as raised:
+        fake_world.export(tmp_path / "set", **job)
+    assert "expected" in str(raised.value)
+    assert "got" in str(raised.value)
+    if "budget" in what or "already" in what:
+        assert "| female-light | 16 " in str(raised.value)  # the table
+        with pytest.raises(DataError, match="the budget is spent"):  # and again, from what is on disk
+            fake_world.export(tmp_path / "set", **job)
+
+
+def test_a_missing_embedder_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    from fairface_synth.export import export
+
+    source = dataclasses.replace(make_source(), embedder=None)
+    with pytest.raises(DataError, match="identities are compared by an embedder"):
+        export(source, make_plan(), tmp_path / "set", threshold=0.9)
+    with pytest.raises(DataError, match="threshold is not known"):
+        export(make_source(), make_plan(), tmp_path / "set")
+    with pytest.raises(DataError, match="confirmed by a labeller"):
+        export(dataclasses.replace(make_source(), labeller=None), make_plan(), tmp_path / "set", threshold=0.9)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    estimate = fake_world.export(tmp_path / "set", dry_run=True)
+    assert "Nothing was written" in str(estimate)
+    assert list(tmp_path.iterdir()) == []

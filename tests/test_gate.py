@@ -298,7 +298,7 @@ def test_candidates_beyond_the_quota_block_nobody(tmp_path: Path) -> None:
     person = torch.eye(8)
     people = {"a": [0, 0, 1, 2, 2], "b": [3, 3, 3, 2, 4], "c": [0] * 5}
     embeddings = person[torch.tensor(list(people.values()))]
-    world = World(plan, embeddings, torch.ones(3, 5, dtype=torch.bool), 0.5)
+    world = World(plan, embeddings, torch.ones(3, 5, dtype=torch.bool), 1.0)  # a cosine at the threshold is a match
     rounds = fill(world, tmp_path)
     assert order_of(rounds[1:]) == [(0, 2), (1, 2), (0, 3), (1, 3), (0, 4), (1, 4)]
     table = pq.read_table(tmp_path / "identities.parquet").to_pydict()

@@ -23,6 +23,7 @@ from fairface_synth.identities import (
     impostor_scores,
     leakage_report,
     novelty,
+    threshold_among,
     threshold_at_fmr,
     unique,
 )
@@ -675,3 +676,26 @@ def test_embed_refuses_bad_images_and_embedders(tmp_path: Path) -> None:
     net.dim = 5
     with pytest.raises(ShapeError, match="gave something else"):
         embed(net, images, progress=False)
+
+
+@given(st.integers(12, 60), st.integers(0, 10**6), st.sampled_from([5, 16, 2048]), st.floats(0.1, 0.9))
+def test_threshold_among_is_the_threshold_of_all_pairs(n: int, seed: int, block: int, share: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, 8, generator=rng, dtype=torch.float64)  # some people resemble each other more
+    x = centres[torch.arange(n) % 4] + torch.randn(n, 8, generator=rng, dtype=torch.float64)
+    x = torch.nn.functional.normalize(x, dim=1)
+    fmr = max(share, 31 / (n * (n - 1) / 2))
+    assume(fmr < 1)
+    among, listed = threshold_among(x, fmr, block=block), threshold_at_fmr(impostor_scores(x), fmr)
+    for name in ("value", "fmr", "reached", "low", "high", "comparisons", "effective"):
+        assert getattr(among, name) == pytest.approx(getattr(listed, name), rel=1e-9, abs=1e-12), name
+
+
+def test_threshold_among_refuses_what_it_cannot_know() -> None:
+    x = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
+    with pytest.raises(DataError, match="too few impostor scores"):
+        threshold_among(x, 1e-2)
+    with pytest.raises(DataError, match="no cosine keeps"):
+        threshold_among(x[:1].expand(20, -1), 0.5)
+    with pytest.raises(DataError, match="FMR is a share"):
+        threshold_among(x, 0.0)

@@ -423,7 +423,7 @@ def test_a_shard_killed_at_any_step_is_made_again(layout: str, tmp_path: Path) -
     shard = plan.shard(1)
     root, reference = tmp_path / "set", tmp_path / "reference"
     write_shard(reference, plan, shard, _rows(plan, shard))
-    for again in (False, True):  # a new shard; one that replaces a shard
+    for again in (False, True) if layout == "webdataset" else (True,):  # a new shard; one that replaces a shard
         for call in range(1, 200):
             shutil.rmtree(root, ignore_errors=True)
             root.mkdir()
@@ -615,6 +615,7 @@ def test_a_lost_train_rec_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "train.rec").unlink()
     assert not any(is_done(tmp_path, plan, shard) for shard in _shards(plan))
     clean(tmp_path, plan)
+    assert not (tmp_path / "shards/joined.json").exists()  # other lengths are welcome now
     finish(_write(tmp_path, plan), plan)
     assert _tree(tmp_path) == whole
 
@@ -702,6 +703,16 @@ def test_every_changed_byte_is_found(layout: str, tmp_path: Path) -> None:
             assert check_shard(tmp_path, plan, shard), (name, at)
             (tmp_path / name).write_bytes(data)
     assert _check(tmp_path, plan) == []
+
+
+def test_a_changed_latent_is_never_read(tmp_path: Path) -> None:
+    plan = _plan()
+    _write(tmp_path, plan)
+    path = tmp_path / "shards/00000.parquet"
+    _, row = next(_rows(plan, plan.shard(0)))
+    _flip(path, path.read_bytes().index(row.latents.tobytes()))
+    with pytest.raises(DataError, match="cannot read the index of shard 0"):
+        read_index(tmp_path, plan, plan.shard(0))
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..artifacts import atomic_path
 from ..errors import DataError
-from ..fingerprints import fingerprint_generator
+from ..fingerprints import fingerprint_model
 from ..groups import Groups
 from ..images import from_uint8
 from ..models.protocols import Generator
@@ -26,10 +27,10 @@ from ..people import Source
 from ..variations import Axis, Detector
 from .encoding import encode
 from .engines import Task, Worker
-from .gate import describe_file
+from .gate import describe_file, map_new
 from .making import Maker, Parts, gather
 from .plan import DatasetPlan, Shard
-from .run import SHEET, lock, refuse_others
+from .run import SHEET, generator_prints, lock, refuse_others
 from .storage import (
     Row,
     check_finish,
@@ -80,8 +81,12 @@ class DatasetCheck:
         for name, problems in self.problems.items():
             more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
             lines += [f"{name}: {text}" for text in (*problems[:_SHOWN], *more)]
-        fix = "fix: verify_dataset(path, pipeline, repair=True) makes damaged shards again from their latents, and"
-        return "\n".join([*lines, fix + " running the same export again makes what is missing"])
+        if set(self.problems) == {"duplicates"}:
+            fix = "equal images have equal latents, as planned: was perturbation 0, or does an axis move nothing?"
+        else:
+            fix = "fix: verify_dataset(path, pipeline, repair=True) makes damaged shards again from their latents, and"
+            fix += " running the same export again makes what is missing"
+        return "\n".join([*lines, fix])
 
 
 def verify_dataset(
@@ -128,7 +133,7 @@ def verify_dataset(
 def regenerate(
     path: str | os.PathLike[str],
     index: int | Iterable[int] | Tensor,
-    generator: Generator | None = None,
+    generator: Generator | Source | None = None,
     *,
     detector: Detector | None = None,
 ) -> Tensor:
@@ -140,31 +145,42 @@ def regenerate(
     Args:
         path: folder of a set.
         index: the image's number in the set, or several.
-        generator: that made the set; None: the bundled one, if the set is its.
+        generator: that made the set, or its `Pipeline`; None: the bundled one, if the set is its.
         detector: for aligned crops, the one that placed them.
 
     Returns:
         [3, H, W] for one number, [n, 3, H, W] for several, in [-1, 1].
 
     Raises:
-        DataError: no such image, another generator, a shard that is missing.
+        DataError: no such image, another generator or detector, a shard that is missing.
     """
     root, plan = Path(path), read_plan(path)
-    single = isinstance(index, int)
-    numbers = [index] if isinstance(index, int) else [int(i) for i in index]
-    maker = _maker(root, plan, generator, detector)
+    numbers, single = _numbers(index)
+    given: Any = generator
+    maker = _maker(root, plan, getattr(given, "generator", given), detector or getattr(given, "detector", None))
     batches: dict[tuple[Shard, int], list[int]] = defaultdict(list)
     for place, number in enumerate(numbers):
         shard = plan.shard_of(number)
         batches[shard, (number - shard.first_image) // plan.forward_batch].append(place)
-    result: list[Tensor] = [torch.empty(0)] * len(numbers)
+    side = plan.size or maker.parts.generator.resolution
+    result = torch.empty(len(numbers), 3, side, side)
     for (shard, batch), places in batches.items():
         first = batch * plan.forward_batch
         w = _latents(root, plan, shard, first, first + plan.forward_batch)
         images = from_uint8(torch.from_numpy(maker.pixels(w)).permute(0, 3, 1, 2))
         for place in places:
             result[place] = images[numbers[place] - shard.first_image - first]
-    return result[0] if single else torch.stack(result)
+    return result[0] if single else result
+
+
+def _numbers(index: Any) -> tuple[list[int], bool]:
+    """Whole numbers, and whether it was a single one."""
+    try:
+        if isinstance(index, SupportsIndex) and not (isinstance(index, (Tensor, np.ndarray)) and index.ndim):
+            return [operator.index(index)], True
+        return [operator.index(i) for i in index], False
+    except TypeError as error:
+        raise DataError("images are counted 0, 1, 2, …", expected="a whole number, or several", got=index) from error
 
 
 def read_plan(path: str | os.PathLike[str]) -> DatasetPlan:
@@ -192,7 +208,7 @@ def read_plan(path: str | os.PathLike[str]) -> DatasetPlan:
 def _problems(root: Path, plan: DatasetPlan, threads: int, progress: bool) -> dict[str, list[str]]:
     from tqdm.auto import tqdm
 
-    found = _identity_problems(root)
+    found = _identity_problems(root) | _head_problems(root)
     shards = [plan.shard(k) for k in range(plan.shards)]
     with ThreadPoolExecutor(threads, "verify") as pool:
         checks = pool.map(lambda shard: check_shard(root, plan, shard), shards)
@@ -212,14 +228,30 @@ def _identity_problems(root: Path) -> dict[str, list[str]]:
     try:
         files = json.loads((root / "gate.json").read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):
-        return {"gate.json": ["missing or damaged: the identities were not found yet; run the same export again"]}
+        return {"gate.json": ["missing or damaged: run the same export again, it finds the same identities"]}
     found = {}
     for name, kept in files.items():
         path = root / name
         if not path.exists():
-            found[name] = ["missing"]
+            found[name] = ["missing: run the same export again, it finds the same identities"]
         elif describe_file(path) != kept:
-            found[name] = ["its checksum is not the one in gate.json"]
+            found[name] = ["its checksum is not gate.json's: delete it and run the same export again"]
+    return found
+
+
+def _head_problems(root: Path) -> dict[str, list[str]]:
+    """Whether parts.json and gate.json are as they were when dataset.json was written."""
+    try:
+        kept = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["files"]
+        wrong = [name for name in ("parts.json", "gate.json") if (root / name).exists()]
+        wrong = [name for name in wrong if describe_file(root / name) != kept[name]]
+    except FileNotFoundError:
+        wrong = []
+    except (ValueError, KeyError, TypeError):
+        return {"dataset.json": ["damaged: delete it and run the same export again"]}
+    found = {name: ["its checksum is not dataset.json's: delete it and run the same export again"] for name in wrong}
+    if not (root / "parts.json").exists():
+        found["parts.json"] = ["missing: run the same export again"]
     return found
 
 
@@ -234,6 +266,7 @@ def _duplicates(root: Path, plan: DatasetPlan, problems: Mapping[str, Any]) -> l
     digest, number = np.concatenate(digests), np.concatenate(numbers)
     order = np.argsort(digest, kind="stable")
     again = np.flatnonzero(digest[order][1:] == digest[order][:-1])
+    again = again[np.argsort(number[order[again]])]
     return [(plan.key(int(number[order[i]])), plan.key(int(number[order[i + 1]]))) for i in again]
 
 
@@ -254,7 +287,7 @@ def _repair(
         if rows is not None:
             write_shard(root, plan, shard, _again(maker, rows))
         elif source is not None and not _identity_problems(root):
-            whole = Maker(plan, gather(source, plan, axes, detector=detector))
+            whole = Maker(plan, gather(source, plan, axes, detector=detector, threshold=_given_threshold(root)))
             refuse_others(root, whole)
             remove_shard(root, plan, shard)
             Worker(whole, root).do(Task(shard.number))
@@ -266,6 +299,11 @@ def _repair(
         _write_latents(root, plan)
         repaired.append("latents.npy")
     return repaired
+
+
+def _given_threshold(root: Path) -> float | None:
+    """The threshold that the export was given; None if it was measured, or not needed."""
+    return _read_json(root / "gate.json")["threshold"] if "threshold" in _parts(root)["fingerprint"] else None
 
 
 def _kept_rows(root: Path, plan: DatasetPlan, shard: Shard) -> list[Row] | None:
@@ -299,7 +337,7 @@ def _write_latents(root: Path, plan: DatasetPlan) -> None:
     """latents.npy from the faces in the shards' indexes."""
     shape = (plan.identities, *_parts(root)["latent_shape"])
     with atomic_path(root / "latents.npy") as temporary:
-        memory = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        memory = map_new(temporary, shape)
         for k in range(plan.shards):
             shard = plan.shard(k)
             rows = slice(shard.first_identity, shard.first_identity + shard.identities)
@@ -315,29 +353,39 @@ def _latents(root: Path, plan: DatasetPlan, shard: Shard, start: int, stop: int)
 
 
 def _parts(root: Path) -> dict[str, Any]:
+    return _read_json(root / "parts.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((root / "parts.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{root} has no readable parts.json", expected="a set that export wrote", got=error) from error
+        expected, fix = "a set that export wrote", "delete it if it is there, and run the same export again"
+        raise DataError(f"cannot read {path}", expected=expected, got=error, fix=fix) from error
 
 
 def _maker(root: Path, plan: DatasetPlan, generator: Generator | None, detector: Detector | None) -> Maker:
     """Makes images from latents, by the set's generator."""
     kept = _parts(root)
-    wanted = kept["fingerprint"]["generator"]
+    wanted = {name: value for name, value in kept["fingerprint"].items() if name.startswith("generator")}
     if generator is None:
         from ..models.demo import load_demo
 
         generator = load_demo().generator
-    found = fingerprint_generator(generator)
+    found = generator_prints(generator)
     if found != wanted:
         raise DataError(
             "this is not the generator that made the set",
-            expected=f"{kept['describe']['generator']}, fingerprint {wanted}",
-            got=f"{type(generator).__name__}, fingerprint {found}",
+            expected=f"{kept['describe']['generator']}: {wanted}",
+            got=f"{type(generator).__name__}: {found}",
             fix="generator=ffs.load_generator(…) of the same file, in the same dtype",
         )
     if plan.crop is not None and detector is None:
         raise DataError("the crops were placed by a detector", expected="detector=ffs.load_detector()", got="None")
+    if plan.crop is not None:
+        placed_by = kept["fingerprint"]["detector"]
+        given_by = fingerprint_model(detector, generator.resolution, generator.w_avg.device)
+        if given_by != placed_by:
+            raise DataError("this is not the detector that placed the crops", expected=placed_by, got=given_by)
     source: Any = SimpleNamespace(generator=generator, groups=Groups(kept["groups"]))
     return Maker(plan, Parts(source, detector=detector))

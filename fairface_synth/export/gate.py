@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..artifacts import atomic_path, write_json
-from ..errors import DataError
+from ..errors import BudgetError
 from ..groups import Groups
 from ..reports import markdown_table
 from .making import Candidates, Identities, Maker
@@ -158,7 +158,7 @@ class Gate:
         """Take the new people of a round whose units are all there; returns the next round, None when all is full.
 
         Raises:
-            DataError: the plan's budget is spent.
+            BudgetError: the plan's budget is spent.
         """
         known = json.loads(self.files.taken(wanted.number).read_text()) if self._was_settled(wanted) else None
         before, taken = list(self.accepted), []
@@ -255,11 +255,7 @@ class Gate:
 
     def _memory(self, name: str, like: Tensor) -> np.memmap:
         shape = (self.plan.identities, *like.shape[1:])
-        path = self.files.work / name
-        memory = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        with path.open("rb+") as f:  # a full disk must say so now: writing to a mapped hole would kill the process
-            os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
-        return memory
+        return map_new(self.files.work / name, shape)
 
     def _next(self, wanted: Round, before: list[int]) -> Round | None:
         first = [a + n for a, n in zip(wanted.first, wanted.counts, strict=True)]
@@ -274,7 +270,7 @@ class Gate:
                 raise self._short()
         return Round(wanted.number + 1, tuple(first), tuple(counts)) if any(counts) else None
 
-    def _short(self) -> DataError:
+    def _short(self) -> BudgetError:
         rows = [
             [name, str(len(self.places[g])), *(str(self.counts[c][g]) for c in self.counts), str(self.accepted[g])]
             for g, name in enumerate(self.groups.names)
@@ -288,7 +284,7 @@ class Gate:
             if few
             else "a larger budget in the plan; method='screen', verify=False, or fewer of the rare groups"
         )
-        return DataError(
+        return BudgetError(
             f"the budget is spent before the set has its identities\n\n{table}\n",
             expected=f"{self.plan.identities} identities within {self.plan.budget} candidates for each",
             got=f"{sum(self.accepted)}",
@@ -334,6 +330,17 @@ class Gate:
             "threshold": self.threshold,
             "reference": 0 if self.reference is None else len(self.reference),
         }
+
+
+def map_new(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new float32 .npy file, mapped for writing, with all its room taken.
+
+    A full disk must say so here: writing to a mapped hole would kill the process.
+    """
+    memory = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    with path.open("rb+") as f:
+        os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+    return memory
 
 
 def read_identities(root: Path) -> Identities:

@@ -131,6 +131,10 @@ def gather(source: Any, plan: DatasetPlan, axes: Any = None, **given: Any) -> Pa
         if plan.fmr is None:
             raise DataError("which cosine is a match with the reference?", expected="a plan with fmr", got="fmr=None")
         check_embeddings(parts.reference, "reference")
+        width = getattr(parts.embedder, "dim", parts.reference.shape[1])
+        if parts.reference.shape[1] != width:
+            got = list(parts.reference.shape)
+            raise ShapeError("the reference is of another embedder", expected=f"[m, {width}]", got=got)
     return parts
 
 
@@ -319,7 +323,7 @@ class Maker:
     def _embed(self, images: Tensor) -> Tensor:
         if self.parts.embedder is None:
             raise DataError("the same person, by which embedder?", expected="embedder=", got="None")
-        return self.parts.embedder(images)
+        return check_embeddings(self.parts.embedder(images), "what the embedder gave")
 
 
 class Taken(NamedTuple):

@@ -321,14 +321,16 @@ def _checked(plan: DatasetPlan) -> DatasetPlan:
     if not isinstance(plan.quota, Mapping):
         raise DataError("a quota counts each group's identities", expected="{group: identities}", got=plan.quota)
     _check_counts(list(plan.quota.values()), plan.quota)
-    for name in ("perturbation", "truncation_psi", *([] if plan.fmr is None else ["fmr"])):
-        value = getattr(plan, name)
+    real: dict[str, Any] = {"perturbation": plan.perturbation, "truncation_psi": plan.truncation_psi}
+    real |= {} if plan.fmr is None else {"fmr": plan.fmr}
+    for name, value in real.items():
         if not isinstance(value, Real) or isinstance(value, bool):
             raise DataError(f"{name} is a number", expected="for example 0.5", got=repr(value))
-        plan = dataclasses.replace(plan, **{name: float(value)})
+        real[name] = float(value)
     for name in ("verify", "same_person"):
         if type(getattr(plan, name)) is not bool:
             raise DataError(f"{name} is yes or no", expected="True or False", got=repr(getattr(plan, name)))
+    plan = dataclasses.replace(plan, **real)
     _check(plan)
     return plan
 

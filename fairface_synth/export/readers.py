@@ -259,7 +259,7 @@ class FaceStream(_Labels, IterableDataset[Item]):
     """An exported set read shard by shard, as `open_dataset(iterable=True)` gives it.
 
     Ranks share out the shards, and the DataLoader workers of a rank share out the rank's. Ranks may have unequal
-    numbers of images, by up to a shard.
+    numbers of images, by about a shard.
     """
 
     def __init__(self, source: _Source, rank: int, world_size: int, shuffle: int | None) -> None:

@@ -36,7 +36,7 @@ def frame(content: bytes) -> bytes:
         if at % 4 == 0:
             parts.append(content[start:at])
             start = at + 4
-        at = content.find(MAGIC, at + (1 if at % 4 else 4))
+        at = content.find(MAGIC, at + 4)  # it does not overlap itself
     parts.append(content[start:])
     last = len(parts) - 1
     flags = [0] if not last else [1, *[2] * (last - 1), 3]

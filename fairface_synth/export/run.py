@@ -24,15 +24,14 @@ from ..errors import DataError
 from ..fingerprints import fingerprint, fingerprint_generator, fingerprint_model
 from ..identities import Threshold
 from ..label_noise import Confusion
-from ..models.protocols import Embedder, Labeller
+from ..models.protocols import Embedder, Generator, Labeller
 from ..people import Source
 from ..variations import Axis, Detector
 from .datasheet import check_datasheet, write_datasheet
-from .encoding import encode
 from .engines import Crew, Task, Worker, crew_of
 from .gate import Gate, GateFiles, Round, read_round
-from .making import Maker, gather
-from .plan import DatasetPlan
+from .making import Identities, Maker, gather
+from .plan import DatasetPlan, Shard
 from .readers import open_dataset
 from .storage import clean, disk_errors, finish
 
@@ -77,7 +76,7 @@ class ExportEstimate:
 
     Attributes:
         plan: of the set.
-        images_per_second: synthesis, encoding beside it, of one process on this device.
+        images_per_second: drawing, synthesis and encoding, with same_person its checks, of one process on this device.
         candidates_per_second: drawing, and looking at, candidates.
         confirmed: share of the candidates that the plan's labeller and detector confirm. Candidates that are like
             somebody before come on top, and are not foreseen.
@@ -267,18 +266,12 @@ class _Run:
     def _gate(self) -> Gate:
         """The gate, with the first round written."""
         first = self.files.round(0)
-        threshold = read_round(first)[1] if first.exists() else self._threshold()
+        threshold = read_round(first)[1] if first.exists() else _threshold(self.maker)
         parts, device = self.maker.parts, self.maker.device
         gate = Gate(self.plan, parts.groups, self.files, threshold, parts.reference, device)
         if not first.exists():
             self._write_round(gate, gate.first_round(), 0)
         return gate
-
-    def _threshold(self) -> float | None:
-        if self.plan.fmr is None:
-            return None
-        parts: Any = self.maker.parts
-        return parts.threshold if parts.threshold is not None else float(parts.source.threshold(self.plan.fmr))
 
     def _write_round(self, gate: Gate, wanted: Round | None, number: int) -> None:
         if wanted is None:
@@ -368,6 +361,15 @@ class _Run:
         return tqdm(total=total, initial=initial, desc=what, unit=unit, disable=hidden, smoothing=0.05)
 
 
+def _threshold(maker: Maker) -> float | None:
+    """Cosine from which two faces are one person; None where nobody is compared."""
+    fmr, parts = maker.plan.fmr, maker.parts
+    source: Any = parts.source
+    if fmr is None:
+        return None
+    return parts.threshold if parts.threshold is not None else float(source.threshold(fmr))
+
+
 class _Log:
     """A line of json for each thing that was done, in log/rank-00000.jsonl."""
 
@@ -404,16 +406,21 @@ def lock(root: Path, rank: int = 0) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        with contextlib.suppress(OSError, ValueError):
-            whose = _read(owner)
-            raise _taken(root, rank, f"process {whose['pid']} on {whose['host']}, since {whose['since']}") from error
-        raise _taken(root, rank, "another process") from error
+        raise _taken(root, rank, _owner(owner)) from error
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         write_json(owner, {"host": platform.node(), "pid": os.getpid(), "since": since})
         yield
     finally:
         lock.release()
+
+
+def _owner(path: Path) -> str:
+    try:
+        whose = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {whose['pid']} on {whose['host']}, since {whose['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
 
 
 def _taken(root: Path, rank: int, whose: str) -> DataError:
@@ -425,13 +432,19 @@ def _taken(root: Path, rank: int, whose: str) -> DataError:
     )
 
 
+def generator_prints(generator: Generator) -> dict[str, str]:
+    """Fingerprints of a generator: its weights, and its arithmetic where it has a choice."""
+    dtype = getattr(generator, "compute_dtype", None)
+    return {"generator": fingerprint_generator(generator)} | ({} if dtype is None else {"generator dtype": str(dtype)})
+
+
 def describe_parts(maker: Maker) -> dict[str, Any]:
     """What parts.json holds: which models make the set, so that nobody goes on with others."""
     plan, parts = maker.plan, maker.parts
     groups = [g for name in plan.quota for g in parts.groups.parse(name)]
     ids = torch.tensor(groups, device=maker.device)
     first = maker.faces(ids, torch.zeros_like(ids))
-    hashes = {"generator": fingerprint_generator(parts.generator)}
+    hashes = generator_prints(parts.generator)
     generator = parts.generator
     models = {name: getattr(parts, name) for name in ("labeller", "judge", "detector", "embedder")}
     hashes_of = {
@@ -532,17 +545,19 @@ def _estimate(maker: Maker, root: Path) -> ExportEstimate:
     start = time.perf_counter()
     made = maker.candidates(ids, index)
     candidates_per_second = len(ids) / (time.perf_counter() - start)
-    latents = made.latents.to(maker.device)
-    maker.pixels(latents[:size])
-    start, bytes_ = time.perf_counter(), []
-    for w in latents.split(size):
-        pixels = maker.pixels(w)
-        bytes_ += [len(encode(p, plan)) for p in pixels]
-    images_per_second = len(ids) / (time.perf_counter() - start)
+    n, k = max(1, len(ids) // plan.images_per_identity), plan.images_per_identity
+    names = {int(i): maker.parts.groups.name(int(i)) for i in g}
+    tensors = (ids, index, made.latents, made.embeddings)
+    some = Identities(names, *(x[:n].numpy() for x in tensors))
+    maker = replace(maker, threshold=_threshold(maker) if plan.same_person else None)
+    maker.pixels(made.latents[:size])  # warm-up
+    start = time.perf_counter()
+    encoded = [len(data) for data, _ in maker.rows(Shard(0, 0, n, 0, n * k), some)]
+    images_per_second = len(encoded) / (time.perf_counter() - start)
     confirmed = float(made.confirmed.double().mean())
     checked = plan.verify or plan.fmr is not None
     needed = plan.identities / max(confirmed, 1 / plan.budget) if checked else 0
-    each = float(np.mean(bytes_)) + _INDEX_BYTES + 4 * made.latents[0].numel()
+    each = float(np.mean([_stored_bytes(n, plan) for n in encoded])) + _INDEX_BYTES + 4 * made.latents[0].numel()
     identity = 4 * (made.latents[0].numel() + made.embeddings.shape[1]) + 40
     exists = next(p for p in (root, *root.absolute().parents) if p.exists())
     return ExportEstimate(
@@ -557,6 +572,13 @@ def _estimate(maker: Maker, root: Path) -> ExportEstimate:
 
 
 _INDEX_BYTES = 100  # of an image in the parquet index, beside its latents
+
+
+def _stored_bytes(encoded: int, plan: DatasetPlan) -> int:
+    """What an image takes in its layout."""
+    if plan.layout == "webdataset":  # three members: a block of header each, and whole blocks
+        return 5 * 512 + -(-encoded // 512) * 512
+    return encoded + (60 if plan.layout == "rec" else 0)  # header, padding, a line of train.idx
 
 
 def _gigabytes(n: float) -> str:

@@ -1,0 +1,154 @@
+"""Each engine makes the set that the local one makes, and outlives its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fake_world
+import pytest
+from fake_world import contents, differences, make_plan
+from torch import Tensor
+
+from fairface_synth import DataError
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes | None]:
+    """The set that the local engine makes."""
+    root = tmp_path_factory.mktemp("local") / "set"
+    report = fake_world.export(root)
+    assert report.complete
+    assert report.images == make_plan().images
+    return contents(root)
+
+
+def test_local_goes_on_where_it_was(local: dict[str, bytes | None], tmp_path: Path) -> None:
+    @dataclass
+    class Stopped(Exception):
+        """A user who presses control-c."""
+
+    calls = 0
+
+    def stop(w: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fake_world.export(tmp_path / "set", world={"trouble": stop})
+    report = fake_world.export(tmp_path / "set")
+    assert report.complete
+    assert 0 < report.images < make_plan().images
+    assert differences(tmp_path / "set", local) == []
+    again = fake_world.export(tmp_path / "set")
+    assert again.complete
+    assert again.images == 0
+    assert differences(tmp_path / "set", local) == []
+
+
+SCRIPT = """
+import sys
+import fake_world, torch
+torch.set_num_threads(1)
+report = fake_world.export(sys.argv[1], engine="torchrun")
+print("complete:", report.complete, "images:", report.images)
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_ranks_share_a_set(local: dict[str, bytes | None], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py", "set"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = [line.split() for line in done.stdout.splitlines() if line.startswith("complete:")]
+    assert sorted(line[1] for line in told) == ["False", "True"]
+    assert [int(line[3]) for line in told] == [make_plan().images // 2] * 2
+    assert differences(tmp_path / "set", local) == []
+
+
+# --- ray --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Murder:
+    """Kills its own process in the middle of one of the first shards, once."""
+
+    marker: Path
+
+    def __call__(self, w: Tensor) -> None:
+        if (self.marker.parent / "set" / "gate.json").exists():
+            try:
+                self.marker.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """User code that raises once shards are made; the first `times` times."""
+
+    marker: Path
+    times: int
+
+    def __call__(self, w: Tensor) -> None:
+        if (self.marker.parent / "set" / "gate.json").exists():
+            with self.marker.open("a") as f:
+                f.write(".")
+            if self.marker.stat().st_size <= self.times:
+                raise RuntimeError("a mistake of the user's")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two CPUs' worth of Ray, whose workers find this folder."""
+    ray = pytest.importorskip("ray")
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "FAKE_WORLD_UNIT": "40"}
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment},
+        object_store_memory=100 * 2**20,
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_outlives_its_actors(cluster: Any, local: dict[str, bytes | None], tmp_path: Path) -> None:
+    marker = tmp_path / "died"
+    report = fake_world.export(tmp_path / "set", engine="ray", actors=2, world={"trouble": Murder(marker)})
+    assert marker.exists()
+    assert report.complete
+    assert differences(tmp_path / "set", local) == []
+
+
+@pytest.mark.slow
+def test_ray_forgives_two_mistakes_and_reports_the_third(
+    cluster: Any, local: dict[str, bytes | None], tmp_path: Path
+) -> None:
+    world = {"trouble": Mistake(tmp_path / "count", 2)}
+    fake_world.export(tmp_path / "set", engine="ray", actors=1, world=world)
+    assert (tmp_path / "count").stat().st_size > 2
+    assert differences(tmp_path / "set", local) == []
+
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(DataError, match=r"shard \d+ failed 3 times") as raised:
+        fake_world.export(
+            other / "set", engine="ray", actors=1, world={"trouble": Mistake(other / "count", 10**6)}
+        )
+    assert "a mistake of the user's" in str(raised.value)
+    assert fake_world.export(other / "set").complete  # what was finished is kept
+    assert differences(other / "set", local) == []
