@@ -26,6 +26,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/unseen_groups.py
 	$(BIN)/python benchmarks/divergence.py
 	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/faults.py
 
 # Runs every Python example in README.md and docs/.
 docs: $(INSTALLED)

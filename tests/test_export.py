@@ -466,6 +466,9 @@ def test_strange_images_stop_the_export(tmp_path: Path) -> None:
         f"shards/{k:05d}.{e}" for k in (0, 1) for e in ("json", "parquet", "tar")
     ]
     assert len(open_dataset(tmp_path / "set", partial=True)) == 32
+    assert regenerate(tmp_path / "set", 31, source.generator).shape == (3, 16, 16)
+    with pytest.raises(DataError, match="shard 2"):
+        regenerate(tmp_path / "set", 32, source.generator)
     with pytest.raises(DataError, match="2 of 4 shards"):
         open_dataset(tmp_path / "set")
     check = verify_dataset(tmp_path / "set", progress=False)

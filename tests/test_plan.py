@@ -142,6 +142,8 @@ def test_names_are_checked_when_the_groups_are_known(quota: dict[str, int], text
         ({"seed": 2**64}, "seed"),
         ({"seed": "0"}, "seed"),
         ({"candidates": 0}, "candidates"),
+        ({"candidates": 4097}, "1 … 4096"),
+        ({"budget": np.int64(5)}, r"np.int64\(5\)"),
         ({"budget": 0}, "budget"),
         ({"forward_batch": 0}, "forward_batch"),
         ({"quality": 0}, "quality"),

@@ -32,6 +32,7 @@ Crop = Literal["arcface"]
 
 FORMAT, VERSION = "fairface_synth.plan", 1
 MAX_IMAGES = 1024  # of one identity, as in a stream
+MAX_CANDIDATES = 4096  # natural draws a face: the numbers of the draws must stay below 2⁶³
 EXTENSIONS: Mapping[str, str] = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 
 
@@ -228,7 +229,7 @@ def plan_dataset(
         groups: the groups that `quota` is over. Needed unless every key names one group; `export` checks the names.
         method: "gaussian" or "screen", as in `stream`.
         truncation_psi: of "gaussian"; lower values are known to worsen imbalance. "screen" draws with its bank's ψ.
-        candidates: natural draws a face, of "screen".
+        candidates: natural draws a face, of "screen", at most 4096.
         perturbation: how far a variation moves towards another face of the group, where `export` is given no axes.
         verify: an identity's face must be confirmed by the labeller (and the detector, if the pipeline has one).
         fmr: identities must be new: below the embedder's threshold at this false match rate against every other
@@ -351,7 +352,7 @@ def _check(plan: DatasetPlan) -> None:
         "images_per_identity": (1, MAX_IMAGES),
         "shard_size": (plan.images_per_identity, 10**7),
         "seed": (0, 2**64 - 1),
-        "candidates": (1, 2**20),
+        "candidates": (1, MAX_CANDIDATES),
         "budget": (1, 2**20),
         "quality": (1, 100),
         "forward_batch": (1, 4096),
@@ -360,7 +361,9 @@ def _check(plan: DatasetPlan) -> None:
         value = getattr(plan, name)
         if type(value) is not int or not low <= value <= high:
             fix = "a shard holds whole identities" if name == "shard_size" else None
-            raise DataError(f"{name} is out of range", expected=f"a whole number, {low} … {high}", got=value, fix=fix)
+            raise DataError(
+                f"{name} is out of range", expected=f"a whole number, {low} … {high}", got=repr(value), fix=fix
+            )
     if not 0 <= plan.perturbation <= 1:
         raise DataError("perturbation is out of range", expected="0 … 1", got=plan.perturbation)
     if not math.isfinite(plan.truncation_psi):
