@@ -5,6 +5,7 @@ What `stream` shows and what `export` writes is drawn here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from .errors import DataError, ShapeError
 from .groups import Groups
-from .latents import normals
-from .models.protocols import Generator
+from .identities import Threshold, embed, threshold_among
+from .latents import draw_latents, normals
+from .models.protocols import Embedder, Generator
 from .screening import FACE, Screen
 from .variations import Axis, edit
 
 Drawing = Literal["gaussian", "screen"]
 
 MAX_IMAGES = 1024  # of one person: image t of person j has the number 1024·j + t
+_IMPOSTOR_STREAM = 2**32 - 2  # natural faces for thresholds, apart from the bank's and the samples'
 _VARIATION_STREAM, _CANDIDATE_STREAM = 2**32 - 3, 2**32 - 4
 
 
@@ -112,6 +115,39 @@ def _first_that_passes(source: Any, screen: Screen, ids: Tensor, number: Tensor,
     w, passes, likely = (x.unflatten(0, (len(ids), tries)) for x in (w, passes, likely))
     pick = torch.where(passes, 2 - draw / tries, likely).argmax(1)
     return w[torch.arange(len(ids), device=ids.device), pick]
+
+
+@torch.no_grad()
+def natural_threshold(
+    generator: Generator,
+    embedder: Embedder,
+    fmr: float,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    truncation_psi: float = 1.0,
+    batch_size: int = 256,
+) -> Threshold:
+    """The cosine from which an embedder takes two faces for one person, at a stated false match rate.
+
+    The impostors are natural faces of the generator, two different latents each.
+
+    Args:
+        generator, embedder: the models.
+        fmr: false match rate.
+        n: faces to embed; all their pairs are compared. By default 2,000, or as many as give 50 false matches: 10,000
+            for 10⁻⁶.
+        seed, truncation_psi, batch_size: of the draw.
+
+    Raises:
+        DataError: fmr out of range, too few faces for it, or an embedder that gives no unit vectors.
+    """
+    if n is None:
+        n = max(2000, math.ceil(math.sqrt(100 / fmr)) + 1) if 0 < fmr < 1 else 2000
+    z = draw_latents(generator, seed, 0, n, stream=_IMPOSTOR_STREAM)
+    w = (generator.map(chunk, truncation_psi=truncation_psi) for chunk in z.split(batch_size))
+    images = (generator.synthesize(chunk) for chunk in w)
+    return threshold_among(embed(embedder, images, progress=False), fmr)
 
 
 def axis_steps(axis: Axis) -> Tensor:

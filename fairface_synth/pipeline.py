@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,14 +24,13 @@ from .fingerprints import fingerprint_generator, fingerprint_model
 from .fitness import face_fitness
 from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
 from .groups import Groups, balanced_quota
-from .identities import Threshold, embed, threshold_among, unique
+from .identities import Threshold, embed, unique
 from .images import save_images
 from .label_noise import CorrectedQuota
 from .latents import (
     LatentBank,
     check_attributes,
     check_models,
-    draw_latents,
     label_latents,
     normals,
     to_layers,
@@ -40,6 +38,7 @@ from .latents import (
 )
 from .models.facenet import faces_found
 from .models.protocols import Embedder, Generator, Labeller
+from .people import natural_threshold
 from .reports import GroupShares, group_shares, markdown_table
 from .screening import NATURAL_STREAM, Accepted, Screen, fit_screen, reject, screen
 from .strategies import Strategy, genetic
@@ -54,7 +53,6 @@ _PARTS: Mapping[str, type[Artifact]] = {
     "gaussians": GroupGaussians,
     "screen": Screen,
 }
-_IMPOSTOR_STREAM = 2**32 - 2  # natural faces for thresholds, apart from the bank's and the samples'
 
 
 @dataclass(frozen=True, repr=False)
@@ -212,7 +210,7 @@ class Pipeline:
         self.subspace, self.gaussians = subspace, gaussians
         self.detector, self.min_confidence, self.embedder = detector, min_confidence, embedder
         self._screen: Screen | None = None
-        self._thresholds: dict[tuple[float, int, int], Threshold] = {}
+        self._thresholds: dict[tuple[float, int | None, int], Threshold] = {}
 
     def __repr__(self) -> str:
         return f"Pipeline({self.groups}, {self.bank}, subspace={self.subspace.method}[{self.subspace.dim}])"
@@ -557,25 +555,18 @@ class Pipeline:
         return Sample(images, w, ids, index, self.groups, seed, truncation_psi, quota, {}, verify)
 
     def threshold(self, fmr: float = 1e-3, *, n: int | None = None, seed: int = 0, batch_size: int = 256) -> Threshold:
-        """The cosine from which the embedder takes two faces for one person, at a stated false match rate.
-
-        The impostors are natural faces of this generator, two different latents each.
+        """The cosine from which the embedder takes two faces for one person (`people.natural_threshold`).
 
         Args:
             fmr: false match rate.
-            n: natural faces to embed; all their pairs are compared. By default 2,000, or as many as give 50 false
-                matches: 10,000 for 10⁻⁶.
+            n: natural faces to embed; by default as many as the rate needs, 2,000 at least.
             seed, batch_size: of the draw.
         """
-        if n is None:
-            n = max(2000, math.ceil(math.sqrt(100 / fmr)) + 1) if 0 < fmr < 1 else 2000
         known = (fmr, n, seed)
         if known not in self._thresholds:
-            z = draw_latents(self.generator, seed, 0, n, stream=_IMPOSTOR_STREAM)
-            w = torch.cat([self.generator.map(c, truncation_psi=self.bank.truncation_psi) for c in z.split(batch_size)])
-            images = (self.generator.synthesize(chunk) for chunk in w.split(batch_size))
-            embeddings = embed(self._embedder(), images, progress=False)
-            self._thresholds[known] = threshold_among(embeddings, fmr)
+            psi, models = self.bank.truncation_psi, (self.generator, self._embedder())
+            draw: dict[str, Any] = {"n": n, "seed": seed, "truncation_psi": psi, "batch_size": batch_size}
+            self._thresholds[known] = natural_threshold(*models, fmr, **draw)
         return self._thresholds[known]
 
     def unique(self, sample: Sample, threshold: Threshold | float | None = None, *, batch_size: int = 256) -> Sample:

@@ -146,9 +146,7 @@ def test_ray_forgives_two_mistakes_and_reports_the_third(
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(DataError, match=r"shard \d+ failed 3 times") as raised:
-        fake_world.export(
-            other / "set", engine="ray", actors=1, world={"trouble": Mistake(other / "count", 10**6)}
-        )
+        fake_world.export(other / "set", engine="ray", actors=1, world={"trouble": Mistake(other / "count", 10**6)})
     assert "a mistake of the user's" in str(raised.value)
     assert fake_world.export(other / "set").complete  # what was finished is kept
     assert differences(other / "set", local) == []

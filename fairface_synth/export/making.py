@@ -111,13 +111,6 @@ def gather(source: Any, plan: DatasetPlan, axes: Any = None, **given: Any) -> Pa
             got="embedder=None",
             fix="Pipeline.fit(…, embedder=world.embedder); or plan_dataset(…, fmr=None): nobody checks who is who",
         )
-    if plan.fmr is not None and parts.threshold is None and not hasattr(source, "threshold"):
-        raise DataError(
-            "the embedder's threshold is not known",
-            expected="a Pipeline, which measures it, or threshold=",
-            got=type(source).__name__,
-            fix="ffs.threshold_at_fmr(ffs.impostor_scores(embeddings), plan.fmr)",
-        )
     if plan.verify and parts.labeller is None:
         parts.assign(torch.empty(0))  # says what is missing
     if plan.crop is not None and parts.detector is None:

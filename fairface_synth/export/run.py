@@ -25,7 +25,7 @@ from ..fingerprints import fingerprint, fingerprint_generator, fingerprint_model
 from ..identities import Threshold
 from ..label_noise import Confusion
 from ..models.protocols import Embedder, Generator, Labeller
-from ..people import Source
+from ..people import Source, natural_threshold
 from ..variations import Axis, Detector
 from .datasheet import check_datasheet, write_datasheet
 from .engines import Crew, Task, Worker, crew_of
@@ -152,7 +152,7 @@ def export(
         axes: what variations move along, as in `stream`; None: towards another face of the group.
         labeller, detector, embedder: instead of the source's own.
         judge: a labeller that selects nothing, for the datasheet's shares.
-        threshold: cosine from which two faces are one person; by default the source's own at plan.fmr.
+        threshold: cosine from which two faces are one person; by default measured on natural faces at plan.fmr.
         reference: embeddings [m, e] of people who must not be in the set, such as the generator's training faces.
         confusion: of the labeller, for the datasheet (`fit_confusion`).
         licence: for the datasheet: {"name": …, "url": …, "generator licence": …}.
@@ -365,9 +365,14 @@ def _threshold(maker: Maker) -> float | None:
     """Cosine from which two faces are one person; None where nobody is compared."""
     fmr, parts = maker.plan.fmr, maker.parts
     source: Any = parts.source
-    if fmr is None:
+    if fmr is None or parts.embedder is None:
         return None
-    return parts.threshold if parts.threshold is not None else float(source.threshold(fmr))
+    if parts.threshold is not None:
+        return parts.threshold
+    if hasattr(source, "threshold") and source.embedder is parts.embedder:  # which it may have measured already
+        return float(source.threshold(fmr))
+    psi = source.bank.truncation_psi if hasattr(source, "bank") else 1.0
+    return float(natural_threshold(parts.generator, parts.embedder, fmr, truncation_psi=psi))
 
 
 class _Log:
