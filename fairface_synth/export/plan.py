@@ -31,6 +31,7 @@ Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
 Crop = Literal["arcface"]
 
 FORMAT, VERSION = "fairface_synth.plan", 1
+DEFAULT_FMR = 1e-4  # of "auto", with an embedder
 MAX_IMAGES = 1024  # of one identity, as in a stream
 MAX_CANDIDATES = 4096  # natural draws a face: the numbers of the draws must stay below 2⁶³
 EXTENSIONS: Mapping[str, str] = {"jpeg": "jpg", "png": "png", "webp": "webp"}
@@ -64,7 +65,7 @@ class DatasetPlan:
     candidates: int
     perturbation: float
     verify: bool
-    fmr: float | None
+    fmr: float | Literal["auto"] | None
     same_person: bool
     budget: int
     layout: Layout
@@ -127,8 +128,12 @@ class DatasetPlan:
         group = np.repeat(np.arange(len(counts)), counts)
         return group[np.lexsort((group, turn))]
 
-    def resolve(self, groups: Groups) -> DatasetPlan:
-        """The same plan with the groups' own names, in their order.
+    def resolve(self, groups: Groups, *, embedder: bool = True) -> DatasetPlan:
+        """The same plan with the groups' own names, in their order, and the rate that "auto" stands for.
+
+        Args:
+            groups: of the pipeline.
+            embedder: whether it has one.
 
         Raises:
             GroupError: unknown or repeated names, or a name of several groups.
@@ -147,7 +152,8 @@ class DatasetPlan:
         if len(set(ids)) < len(ids):
             raise GroupError("two names mean the same group", expected="each once", got=list(self.quota))
         quota = sorted(zip(ids, self.quota.values(), strict=True))
-        return dataclasses.replace(self, quota={groups.name(g): n for g, n in quota})
+        fmr = self.fmr if self.fmr != "auto" else DEFAULT_FMR if embedder else None
+        return dataclasses.replace(self, quota={groups.name(g): n for g, n in quota}, fmr=fmr)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` reads them back."""
@@ -204,7 +210,7 @@ def plan_dataset(
     candidates: int = 256,
     perturbation: float = 0.2,
     verify: bool = False,
-    fmr: float | None = 1e-4,
+    fmr: float | Literal["auto"] | None = "auto",
     same_person: bool = False,
     budget: int = 100,
     layout: Layout = "webdataset",
@@ -235,6 +241,7 @@ def plan_dataset(
         fmr: identities must be new: below the embedder's threshold at this false match rate against every other
             identity of the set. A set of N identities has about N²·fmr/2 pairs that match by chance, and for each the
             later face is drawn again: plan with fmr ≪ 1/N, or the generator may run out of people. None: no check.
+            "auto": 1e-4 where the pipeline has an embedder, otherwise None, with a warning.
         same_person: a variation must match its identity's face at that threshold; edits that do not are halved twice,
             and the last one is kept whatever it shows (column `similarity` of the index says so).
         budget: candidates drawn per wanted identity before giving up.
@@ -323,7 +330,7 @@ def _checked(plan: DatasetPlan) -> DatasetPlan:
         raise DataError("a quota counts each group's identities", expected="{group: identities}", got=plan.quota)
     _check_counts(list(plan.quota.values()), plan.quota)
     real: dict[str, Any] = {"perturbation": plan.perturbation, "truncation_psi": plan.truncation_psi}
-    real |= {} if plan.fmr is None else {"fmr": plan.fmr}
+    real |= {} if plan.fmr in (None, "auto") else {"fmr": plan.fmr}
     for name, value in real.items():
         if not isinstance(value, Real) or isinstance(value, bool):
             raise DataError(f"{name} is a number", expected="for example 0.5", got=repr(value))
@@ -372,8 +379,8 @@ def _check(plan: DatasetPlan) -> None:
         raise DataError(
             "a screen draws with its bank's truncation", expected="truncation_psi=1.0", got=plan.truncation_psi
         )
-    if plan.fmr is not None and not 0 < plan.fmr < 1:
-        raise DataError("fmr is a rate", expected="0 < fmr < 1, for example 1e-4, or None", got=plan.fmr)
+    if isinstance(plan.fmr, float) and not 0 < plan.fmr < 1:
+        raise DataError("fmr is a rate", expected='0 < fmr < 1, for example 1e-4, "auto" or None', got=plan.fmr)
     if plan.same_person and plan.fmr is None:
         raise DataError("the same person at which threshold?", expected="fmr, with same_person=True", got="fmr=None")
     if plan.layout == "rec" and plan.image_format == "webp":

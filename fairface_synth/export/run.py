@@ -9,10 +9,12 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from ..fingerprints import fingerprint, fingerprint_generator, fingerprint_model
 from ..identities import Threshold
 from ..label_noise import Confusion
 from ..models.protocols import Embedder, Generator, Labeller
-from ..people import Source, natural_threshold
+from ..people import Source, check_source, natural_threshold
 from ..variations import Axis, Detector
 from .datasheet import check_datasheet, write_datasheet
 from .engines import Crew, Task, Worker, crew_of
@@ -178,7 +180,12 @@ def export(
         raise DataError("this is no plan", expected="ffs.plan_dataset(…)", got=f"a {type(plan).__name__}")
     given: dict[str, Any] = {"labeller": labeller, "judge": judge, "detector": detector, "embedder": embedder}
     given |= {"threshold": threshold, "reference": reference, "confusion": confusion}
-    plan = plan.resolve(source.groups)
+    source = SimpleNamespace(**source) if isinstance(source, Mapping) else source
+    check_source(source, plan.method)
+    has_embedder = embedder is not None or getattr(source, "embedder", None) is not None
+    if plan.fmr == "auto" and not has_embedder:
+        warnings.warn("no embedder: nobody checks that the identities of this set differ", stacklevel=2)
+    plan = plan.resolve(source.groups, embedder=has_embedder)
     parts = gather(source, plan, axes, **given)
     if min(threads, batch_size) < 1:
         raise DataError("nothing would be done", expected="threads ≥ 1, batch_size ≥ 1", got=f"{threads}, {batch_size}")
@@ -365,7 +372,7 @@ def _threshold(maker: Maker) -> float | None:
     """Cosine from which two faces are one person; None where nobody is compared."""
     fmr, parts = maker.plan.fmr, maker.parts
     source: Any = parts.source
-    if fmr is None or parts.embedder is None:
+    if not isinstance(fmr, float) or parts.embedder is None:
         return None
     if parts.threshold is not None:
         return parts.threshold
