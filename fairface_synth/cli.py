@@ -7,10 +7,12 @@ fine, 1 the data has a problem (damage, a quota that was not filled), 2 usage or
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
@@ -37,6 +39,9 @@ class _Main(click.Group):
     """Turns the library's errors into text and exit codes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that has no "ψ" is no reason to fail
+                stream.reconfigure(errors="backslashreplace")
         ctx.meta["command"] = shlex.join(["fairface-synth", *args])
         return super().parse_args(ctx, args)
 
@@ -103,28 +108,46 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: str | None) -
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        text = Path(path).read_text(encoding="utf-8")
+        _check_twice(yaml.compose(text, yaml.SafeLoader), path)
+        values = yaml.safe_load(text) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise click.BadParameter(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise click.BadParameter(f"{path} holds no options: expected lines such as `seed: 1`")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    sections = {k: v for k, v in values.items() if k in main.commands and isinstance(v, Mapping)}
+    values = {_option_name(key): value for key, value in values.items()}
+    everywhere = {name for command in main.commands.values() for name in _parameters(command)}
+    empty = {k for k, v in values.items() if v is None and k not in everywhere}
+    sections = {k: v or {} for k, v in values.items() if k in main.commands and (k in empty or isinstance(v, Mapping))}
     beside = {k: v for k, v in values.items() if k not in sections}
     options = {}
     if sections:
-        everywhere = {name for command in main.commands.values() for name in _parameters(command)}
         _check_keys(beside, everywhere, f"{path}: no command has")
         options = {k: v for k, v in beside.items() if k in _parameters(ctx.command)}
     else:
         _check_keys(beside, set(_parameters(ctx.command)), f"{path}: {ctx.command.name} has no")
         options = beside
     for name, section in sections.items():
-        given = {str(key).replace("-", "_"): value for key, value in section.items()}
+        given = {_option_name(key): value for key, value in section.items()}
         _check_keys(given, set(_parameters(main.commands[name])), f"{path}: {name} has no")
         options |= given if name == ctx.command.name else {}
     known = _parameters(ctx.command)
     ctx.default_map = {name: _yaml_value(known[name], value) for name, value in options.items()}
+
+
+def _option_name(key: object) -> str:
+    return str(key).replace("-", "_")
+
+
+def _check_twice(node: Any, path: str) -> None:
+    """Of a key that stands twice YAML would silently take the last value."""
+    seen = set[str]()
+    for key, value in node.value if getattr(node, "id", "") == "mapping" else ():
+        name = _option_name(key.value)
+        if name in seen:
+            raise click.BadParameter(f"{path} has {key.value!r} twice, again in line {key.start_mark.line + 1}")
+        seen.add(name)
+        _check_twice(value, path)
 
 
 def _parameters(command: click.Command) -> dict[str, click.Parameter]:
@@ -144,13 +167,21 @@ def _yaml_value(param: click.Parameter, value: Any) -> Any:
     """As click reads it: text for one value, a list for options that repeat, commas for lists in one option."""
     if value is None:
         raise click.BadParameter(f"{param.name} is empty: leave the line out, or write none where that is a choice")
+    if isinstance(value, bool) and getattr(param, "is_flag", False):
+        return value
     if isinstance(value, Mapping):
-        value = [f"{key}={item}" for key, item in value.items()]
-    if getattr(param, "multiple", False) or param.nargs != 1:
-        return [str(item) for item in (value if isinstance(value, list) else [value])]
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value)
-    return value if isinstance(value, bool) else str(value)
+        value = [f"{_yaml_text(param, key)}={_yaml_text(param, item)}" for key, item in value.items()]
+    texts = [_yaml_text(param, item) for item in (value if isinstance(value, list) else [value])]
+    return texts if getattr(param, "multiple", False) else ",".join(texts)
+
+
+def _yaml_text(param: click.Parameter, value: Any) -> str:
+    """One value, where YAML has not made something else of it."""
+    if value is None or isinstance(value, (bool, list, Mapping)):
+        got = {True: "true (also yes, on)", False: "false (also no, off)", None: "empty"}
+        name = got[value] if value is None or isinstance(value, bool) else repr(value)
+        raise click.BadParameter(f"{param.name}: YAML reads a value as {name}: expected a text or number; try quotes")
+    return str(value)
 
 
 class _Names(click.ParamType):
@@ -163,11 +194,13 @@ class _Names(click.ParamType):
 
 
 class _Rate(click.ParamType):
-    """A rate, or none (also 0)."""
+    """A rate, auto, or none (also 0), which is 0.0."""
 
-    name = "rate|none"
+    name = "rate|auto|none"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto":
+            return value
         number = 0.0 if value == "none" else click.FLOAT.convert(value, param, ctx)
         return number or 0.0
 
@@ -515,7 +548,7 @@ _PLAN_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("candidates", click.IntRange(1), 256, "Natural draws a face, of screen."),
     ("perturbation", float, 0.2, "Size of variations where there are no axes."),
     ("verify", bool, False, "Keep faces that the labeller confirms."),
-    ("fmr", _Rate(), 1e-4, "No two identities match at this false match rate; none: nobody looks."),
+    ("fmr", _Rate(), "auto", "No two identities match at this false match rate (auto: 1e-4, with an embedder)."),
     ("same-person", bool, False, "Variations must match their identity's face."),
     ("budget", click.IntRange(1), 100, "Candidates for an identity before giving up."),
     ("layout", click.Choice(_LAYOUTS), "webdataset", "How the set is stored."),
@@ -602,7 +635,7 @@ def export(
     _say(report)
 
 
-def _plan(quota: Iterable[str], settings: Mapping[str, Any], pipeline: Pipeline) -> DatasetPlan:
+def _plan(quota: Sequence[str], settings: Mapping[str, Any], pipeline: Pipeline) -> DatasetPlan:
     from .export import plan_dataset
 
     renamed = {"psi": "truncation_psi"}
@@ -611,15 +644,15 @@ def _plan(quota: Iterable[str], settings: Mapping[str, Any], pipeline: Pipeline)
     return plan_dataset(_quota(quota), groups=pipeline.groups, **plan)
 
 
-def _quota(texts: Iterable[str]) -> int | dict[str, int]:
+def _quota(texts: Sequence[str]) -> int | dict[str, int]:
     """A number for every group, or for each that is named."""
     pairs = [text.rpartition("=") for text in texts]
     try:
-        numbers = [int(number.replace("_", "")) for _, _, number in pairs]
+        numbers = [int(number) for _, _, number in pairs]
     except ValueError as error:
         raise click.BadParameter(f"--quota is N or GROUP=N: {error}") from error
     names = [name for name, _, _ in pairs]
-    if names == [""]:
+    if len(pairs) == 1 and "=" not in texts[0]:
         return numbers[0]
     if "" in names or len(set(names)) < len(names):
         raise click.BadParameter(f"--quota is one N, or GROUP=N with each group once: got {', '.join(texts)}")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .artifacts import Artifact, atomic_path
+from .artifacts import Artifact, atomic_path, sync_folder
 from .errors import DataError, GroupError
 from .evolution import Archive, evolve
 from .fingerprints import fingerprint_generator, fingerprint_model
@@ -332,7 +332,7 @@ class Pipeline:
                     if held:
                         old.replace(folder)
                     raise
-                _sync(folder.parent)
+                sync_folder(folder.parent)
         except (OSError, SafetensorError) as error:
             raise DataError(
                 f"the pipeline could not be written to {folder}",
@@ -365,7 +365,7 @@ class Pipeline:
         }
         with atomic_path(folder / "pipeline.json") as path:
             path.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _sync(folder)
+        sync_folder(folder)
 
     @classmethod
     def load(
@@ -782,15 +782,6 @@ def _fingerprint(model: Any, generator: Generator) -> str:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """So that renames inside survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _library_version() -> str:

@@ -77,6 +77,7 @@ class FakeSource:
     embedder: Any
     groups: ffs.Groups = GROUPS
     spread: float = 1.0
+    min_confidence: float = 0.6
 
     def latents(self, group_ids: Tensor, index: Tensor, seed: int = 0, truncation_psi: float = 1.0) -> Tensor:
         """w [n, 8]."""
@@ -90,9 +91,10 @@ def make_source(
     contrast: float = 1.0,
     scale: float = 1.0,
     spread: float = 1.0,
+    min_confidence: float = 0.6,
     trouble: Callable[[Tensor], None] | None = None,
 ) -> FakeSource:
-    """The world; what is not 0 or 1 is another one, except for the delay."""
+    """The world. Other settings make another one, except for the delay."""
     generator = ffs.wrap_generator(
         synthesize=Synthesize(delay, contrast, trouble),
         z_dim=W,
@@ -101,7 +103,9 @@ def make_source(
         resolution=16,
         w_avg=torch.zeros(W),
     )
-    return FakeSource(generator, ffs.wrap_labeller(label, GROUPS.attributes), Embed(scale), spread=spread)
+    return FakeSource(
+        generator, ffs.wrap_labeller(label, GROUPS.attributes), Embed(scale), GROUPS, spread, min_confidence
+    )
 
 
 def make_axes(steps: tuple[float, ...] = (-2.0, -0.9, 1.1, 2.3)) -> tuple[ffs.Axis, ...]:

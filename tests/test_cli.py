@@ -179,8 +179,9 @@ def dry(pipeline: Path, tmp_path: Path, text: str, *args: object, code: int = 0)
         "quota: {male: 4, female: 2}\nimages-per-identity: 3\ndry_run: true\nverify: true\nfmr: none\nseed: 7",
         "seed: 7\nexport:\n  quota: [male=4, female=2]\n  images_per_identity: 3\n  dry-run: yes\n  fmr: none\n"
         "fit: {n: 2000}",
+        "export: {quota: {male: 4, female: 2}, images_per_identity: 3, dry_run: yes, fmr: 1e-6}\nseed: 7\nsample:\n",
     ],
-    ids=["flat", "sections"],
+    ids=["flat", "sections", "an empty section"],
 )
 def test_yaml_gives_options_and_the_command_line_wins(pipeline, tmp_path, text: str) -> None:
     output = dry(pipeline, tmp_path, text)
@@ -190,6 +191,15 @@ def test_yaml_gives_options_and_the_command_line_wins(pipeline, tmp_path, text: 
     output = dry(pipeline, tmp_path, text, "--seed", 8, "--quota", 1)
     assert "2 identities × 3 = 6 images" in output
     assert "seed 8" in output
+
+
+def test_a_terminal_without_greek_letters(pipeline) -> None:
+    """Or without "×": what cannot be shown is shown by its code."""
+    args = ("export", "--pipeline", pipeline, "--quota", 1, "--forward-batch", 1, "--dry-run", "-q", "--out", "set")
+    command = [sys.executable, "-m", "fairface_synth", *map(str, args)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert r"2 identities \xd7 1 = 2 images" in result.stdout
 
 
 def test_every_option_may_stand_in_yaml(pipeline, tmp_path, monkeypatch) -> None:
@@ -228,10 +238,22 @@ def test_every_option_may_stand_in_yaml(pipeline, tmp_path, monkeypatch) -> None
         ("seed: [1", "cannot be read as YAML"),
         ("engine: ray\nactors: 0", "0 is not in the range"),
         ("actors: 2", "actors are Ray's"),
+        ("seed: 1\nseed: 2", "has 'seed' twice, again in line"),
+        ("images-per-identity: 1\nimages_per_identity: 2", "has 'images_per_identity' twice"),
+        ("quota: {male: 2, male: 3}", "has 'male' twice"),
+        ("quota: {no: 3}", "YAML reads a value as false"),
+        ("quota: {male: }", "YAML reads a value as empty"),
+        ("quota: [[male=3]]", "YAML reads a value as ['male=3']"),
+        ("quota: =3", "one N, or GROUP=N"),
+        ("quota: []", "Missing option '--quota'"),
+        ("fmr: off", "YAML reads a value as false"),
+        ("threads: yes", "YAML reads a value as true"),
+        ("licence: {name: CC-BY-4.0, url: }", "YAML reads a value as empty"),
+        ("", "Missing option '--quota'"),
     ],
 )
 def test_a_wrong_line_in_yaml_is_code_2_and_named(pipeline, tmp_path, text: str, message: str) -> None:
-    if text.startswith(("fmr", "layout", "axes", "crop", "seed: x", "verify", "licence", "actors", "engine")):
+    if text.startswith(("fmr", "layout", "axes", "crop", "seed: x", "verify", "licence", "actors", "engine", "images")):
         text = f"quota: 1\n{text}"
     assert message in dry(pipeline, tmp_path, text, code=2)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ MODELS = ("labeller", "judge", "detector", "embedder")
 
 
 def _plan(**settings: Any) -> DatasetPlan:
-    values: dict[str, Any] = {"images_per_identity": 3, "shard_size": 60, "seed": 5, "layout": "folders"}
+    values: dict[str, Any] = {"images_per_identity": 3, "shard_size": 60, "seed": 5, "layout": "folders", "fmr": 1e-4}
     return plan_dataset(QUOTA, **{**values, "image_format": "png", "forward_batch": 16, **settings})
 
 
@@ -521,6 +522,22 @@ def _rows(text: str) -> dict[str, list[str]]:
     table = text[text.index("| group") :].split("\n\n")[0].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     return {first: rest for first, *rest in cells}
+
+
+def test_groups_may_be_called_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar ends a cell of Markdown, dollars begin matplotlib's formulas, of which this one is wrong."""
+    names = Groups({"gender": ["fe|male", "$\\nonsense$"], "tone": ["latino/hispanic", "_ä.ö"]})
+    monkeypatch.setitem(globals(), "GROUPS", names)
+    monkeypatch.setitem(globals(), "QUOTA", dict(zip(names.names, QUOTA.values(), strict=True)))
+    plan = _plan(fmr=FMR)
+    root = _write_set(tmp_path / "set", plan)
+    record = _sheet(root, plan, **_models())
+    assert set(record["shares"]["labeller"]["groups"]) == set(names.names)
+    assert set(names.names) <= set(json.loads((root / "croissant.json").read_text())["keywords"])
+    text = (root / "README.md").read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+    assert "| fe\\|male-_ä.ö " in text
 
 
 def test_files_and_bytes_are_those_on_disk(full, plain) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -196,10 +197,34 @@ def test_without_embedder_nobody_is_compared(tmp_path: Path) -> None:
     assert index_of(tmp_path / "set")["similarity"] == [None] * 52
 
 
+def test_automatic_rate(tmp_path: Path) -> None:
+    source = dataclasses.replace(make_source(), embedder=None)
+    with pytest.warns(UserWarning, match="nobody checks"):
+        export(source, make(fmr="auto"), tmp_path / "unchecked")
+    assert identities_of(tmp_path / "unchecked")["nearest"] == [None] * 13
+    with pytest.raises(DataError, match="same person at which threshold"), pytest.warns(UserWarning, match="embedder"):
+        export(source, make(fmr="auto", same_person=True), tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    export(make_source(), make(fmr="auto"), tmp_path / "set")
+    assert json.loads((tmp_path / "set" / "gate.json").read_text())["fmr"] == 1e-4
+
+
 def test_threshold_is_the_sources_own(tmp_path: Path) -> None:
     source = SimpleNamespace(**vars(make_source()), latents=make_source().latents, threshold=lambda fmr: 1 - fmr)
     export(source, make(fmr=0.02), tmp_path / "set", threshold=None)
     assert json.loads((tmp_path / "set" / "gate.json").read_text())["threshold"] == 0.98
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_threshold_is_measured_where_the_source_knows_none_of_this_embedder(tmp_path: Path, own: bool) -> None:
+    parts = vars(make_source()) | {"latents": make_source().latents, "threshold": lambda fmr: 0.5}
+    del parts["embedder"]
+    source = SimpleNamespace(**parts) if own else make_source()
+    export(source, make(fmr=0.01, quota={"male": 2}), tmp_path / "set", threshold=None, embedder=Embed(scale=0.5))
+    threshold = json.loads((tmp_path / "set" / "gate.json").read_text())["threshold"]
+    x = Embed(scale=0.5)(faces(torch.randn(1500, W, generator=torch.Generator().manual_seed(0))))
+    matches = float(((x @ x.T) >= threshold).double().mean())
+    assert 0.005 < matches - 1 / 1500 < 0.02
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -511,15 +536,23 @@ def test_estimate_of_bytes(tmp_path: Path, layout: str) -> None:
 
 
 def test_estimate_of_time_and_candidates(tmp_path: Path) -> None:
+    def strict(images: Tensor) -> Mapping[str, Tensor]:
+        return label(images - 0.6)  # takes few for dark or male
+
     source = make_source(delay=0.01)
-    plan = make(quota=1000, images_per_identity=10, shard_size=1000, fmr=None, verify=True)
+    source = dataclasses.replace(source, labeller=ffs.wrap_labeller(strict, GROUPS.attributes))
+    quota = {"female-light": 1000, "male-dark": 3000}
+    plan = make(quota=quota, images_per_identity=10, shard_size=1000, fmr=None, verify=True)
     estimate = export(source, plan, tmp_path / "set", dry_run=True)
     per_image = 0.01 / 16
     assert 1 < 1 / estimate.images_per_second / per_image < 3
     assert 1 < 1 / estimate.candidates_per_second / per_image < 3
-    index, ids = torch.arange(400) % 50, torch.arange(400) // 100
-    true = float((GROUPS.assign(label(faces(source.latents(ids, index)))) == ids).float().mean())
-    assert abs(estimate.confirmed - true) < 0.2
+    drawn = 0.0
+    for name, n in quota.items():
+        index, ids = torch.arange(400), torch.full((400,), GROUPS.id(name))
+        drawn += n / float((GROUPS.assign(strict(faces(source.latents(ids, index)))) == ids).double().mean())
+    assert 0.75 < estimate.confirmed * drawn / 4000 < 1.33
+    assert estimate.work == pytest.approx(4_000 / estimate.confirmed * 4 * W, abs=1)
     images = 40_000 / estimate.images_per_second
     candidates = 4_000 / estimate.confirmed / estimate.candidates_per_second
     assert estimate.seconds == pytest.approx(images + candidates)
@@ -528,7 +561,7 @@ def test_estimate_of_time_and_candidates(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     checked = export(source, dataclasses.replace(plan, same_person=True, fmr=0.1), tmp_path / "set", dry_run=True)
     assert 2 < estimate.images_per_second / checked.images_per_second < 4  # nearly every batch is made three times
-    poor = dataclasses.replace(estimate, free=estimate.bytes // 2)
+    poor = dataclasses.replace(estimate, free=int(1.05 * (estimate.bytes + estimate.work)))
     assert "NOT ENOUGH" in str(poor)
     assert "NOT ENOUGH" not in str(dataclasses.replace(estimate, free=10 * estimate.bytes))
 
@@ -584,6 +617,22 @@ def test_equal_images_are_found(tmp_path: Path) -> None:
     assert "repair=True" not in str(check)
 
 
+def test_equal_images_are_found_in_other_shards(tmp_path: Path) -> None:
+    def latents(ids: Tensor, index: Tensor, seed: int = 0, truncation_psi: float = 1.0) -> Tensor:
+        return make_source().latents(torch.where(index == 3, 0, ids), torch.where(index == 3, ids // 3, index))
+
+    source = SimpleNamespace(generator=make_source().generator, groups=GROUPS, latents=latents)
+    plan = make(quota=5, images_per_identity=1, shard_size=2, fmr=None)
+    export(source, plan, tmp_path / "set", threshold=None)
+    people: dict[tuple[float, ...], list[int]] = {}
+    for i, w in enumerate(np.load(tmp_path / "set" / "latents.npy").tolist()):
+        people.setdefault(tuple(w), []).append(i)
+    expected = [f"{a:08d}_0000 and {b:08d}_0000" for same in people.values() for a, b in itertools.pairwise(same)]
+    assert len(expected) == 4
+    check = verify_dataset(tmp_path / "set", progress=False)
+    assert sorted(text.removesuffix(" are the same image") for text in check.problems["duplicates"]) == sorted(expected)
+
+
 def test_a_whole_set(sets: Callable[..., Path]) -> None:
     check = verify_dataset(sets(), progress=False)
     assert check.ok
@@ -609,7 +658,6 @@ def test_damaged_plans_are_told(tmp_path: Path, text: str) -> None:
         ({}, {"threads": 0}, "", "threads ≥ 1"),
         ({}, {"batch_size": 0}, "", "batch_size ≥ 1"),
         ({}, {"threshold": 1.5}, "", r"cosine"),
-        ({}, {"threshold": None}, "", "threshold is not known"),
         ({}, {}, "embedder", "compared by an embedder"),
         ({"verify": True, "fmr": None}, {}, "labeller", "confirmed by a labeller"),
         ({"crop": "arcface"}, {}, "", "landmarks"),
@@ -617,6 +665,7 @@ def test_damaged_plans_are_told(tmp_path: Path, text: str) -> None:
         ({"fmr": None}, {"reference": torch.eye(4)}, "", "reference"),
         ({}, {"reference": torch.eye(7)}, "", r"\[m, 4\]"),
         ({}, {"reference": 2 * torch.eye(4)}, "", "unit vectors"),
+        ({}, {"reference": np.eye(4)}, "", "from_numpy"),
         ({"images_per_identity": 6}, {"axes": make_axes()}, "", "images_per_identity ≤ 5"),
         ({}, {"engine": "slurm"}, "", "local, torchrun, ray"),
         ({}, {"rank": 0, "world_size": 2}, "", 'engine="torchrun"'),

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 import torch
 from fake_world import PHASES, Ended, Nursery, contents, differences, make_axes, make_plan, make_source, phase
 
+import fairface_synth as ffs
 from fairface_synth import DataError
 from fairface_synth.export import DatasetCheck, open_dataset, verify_dataset
 
@@ -97,7 +99,15 @@ def kill_in(nursery: Nursery, pid: int, root: Path, aim: str, delay: float) -> E
     return nursery.wait(pid, delay) or nursery.kill(pid)
 
 
-@pytest.mark.parametrize(("layout", "kills"), [("webdataset", 15), ("rec", 15), ("folders", 4), ("parquet", 4)])
+@pytest.mark.parametrize(
+    ("layout", "kills"),
+    [
+        ("webdataset", 15),
+        pytest.param("rec", 15, marks=pytest.mark.slow),
+        pytest.param("folders", 4, marks=pytest.mark.slow),
+        pytest.param("parquet", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_kills_do_not_show(
     layout: str, kills: int, nursery: Nursery, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -126,6 +136,7 @@ def test_kills_do_not_show(
     assert enough(landed, kills, wanted), landed
 
 
+@pytest.mark.slow
 def test_every_step_of_a_run_may_be_the_last(nursery: Nursery, tmp_path: Path) -> None:
     """Dies at the first step on the disk, goes on, dies at the second one, …: no step can be skipped by luck."""
     plan, landed = {"layout": "rec", "quota": 8}, Counter[str]()
@@ -143,7 +154,7 @@ def test_every_step_of_a_run_may_be_the_last(nursery: Nursery, tmp_path: Path) -
     assert {"start", "candidates", "gate", "shards", "join", "datasheet"} <= set(landed), landed
 
 
-@pytest.mark.parametrize(("layout", "kills"), [("webdataset", 8), ("rec", 6)])
+@pytest.mark.parametrize(("layout", "kills"), [("webdataset", 8), pytest.param("rec", 6, marks=pytest.mark.slow)])
 def test_killed_ranks_do_not_show(
     layout: str, kills: int, nursery: Nursery, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -209,6 +220,28 @@ def test_ranks_do_not_show(nursery: Nursery, undisturbed: Callable[[str], Path],
     assert differences(tmp_path / "set", contents(undisturbed("webdataset"))) == []
 
 
+OTHER_THREADS = """
+import sys
+import fairface_synth as ffs
+world = ffs.load_demo()
+pipeline = ffs.Pipeline.load(sys.argv[1], world.generator, world.labeller, embedder=world.embedder)
+plan = ffs.plan_dataset(8, images_per_identity=4, groups=pipeline.groups, fmr=1e-2, verify=True, same_person=True)
+ffs.export(pipeline, plan, sys.argv[2], threshold=0.9, audit=16, progress=False, command="export")
+"""
+
+
+@pytest.mark.slow
+def test_threads_of_torch_do_not_show(world: Any, tmp_path: Path) -> None:
+    """On the bundled world, whose layers are divided over threads."""
+    pipeline = ffs.Pipeline.fit(world.generator, world.labeller, attributes=["gender"], n=500, progress=False)
+    pipeline.save(tmp_path / "pipeline")
+    for n in ("1", "2"):
+        command = [sys.executable, "-c", OTHER_THREADS, str(tmp_path / "pipeline"), str(tmp_path / n)]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": n}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert differences(tmp_path / "2", contents(tmp_path / "1")) == []
+
+
 def test_the_set_takes_every_path(undisturbed: Callable[[str], Path]) -> None:
     """The sets that are compared: several rounds and units, duplicates, unconfirmed faces, edits that were halved."""
     gate = json.loads((undisturbed("webdataset") / "gate.json").read_text())
@@ -247,7 +280,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("layout", ["webdataset", "rec"])
+@pytest.mark.parametrize("layout", ["webdataset", pytest.param("rec", marks=pytest.mark.slow)])
 def test_a_full_disk_says_so_and_the_same_command_goes_on(
     layout: str, disk: Callable[..., Path], nursery: Nursery, undisturbed: Callable[[str], Path]
 ) -> None:
@@ -480,6 +513,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "generator": ({"world": {"contrast": 0.5}}, "fingerprint.generator"),
     "embedder": ({"world": {"scale": 3.0}}, "fingerprint.embedder"),
     "latents": ({"world": {"spread": 1.5}}, "latents"),
+    "confidence": ({"world": {"min_confidence": 0.8}}, "fingerprint.min_confidence"),
     "axes": ({"axes": None}, "fingerprint.axes"),
     "threshold": ({"threshold": 0.9}, "fingerprint.threshold"),
     "reference": ({"reference": torch.tensor([[1.0, 0, 0, 0]])}, "fingerprint.reference"),
@@ -545,8 +579,6 @@ def test_a_missing_embedder_is_said_before_anything_is_written(tmp_path: Path) -
     source = dataclasses.replace(make_source(), embedder=None)
     with pytest.raises(DataError, match="identities are compared by an embedder"):
         export(source, make_plan(), tmp_path / "set", threshold=0.9)
-    with pytest.raises(DataError, match="threshold is not known"):
-        export(make_source(), make_plan(), tmp_path / "set")
     with pytest.raises(DataError, match="confirmed by a labeller"):
         export(dataclasses.replace(make_source(), labeller=None), make_plan(), tmp_path / "set", threshold=0.9)
     assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,7 @@ def plans(draw: st.DrawFn) -> DatasetPlan:
         seed=draw(st.integers(0, 2**64 - 1)),
         truncation_psi=draw(st.sampled_from([1, 1.0, 0.7, 0.1 + 0.2])),
         perturbation=draw(st.sampled_from([0, 0.2, 1])),
-        fmr=draw(st.sampled_from([None, 1e-4, 1 / 3])),
+        fmr=draw(st.sampled_from([None, "auto", 1e-4, 1 / 3])),
         layout=draw(st.sampled_from(["webdataset", "folders", "parquet", "rec"])),
         image_format=draw(st.sampled_from(["jpeg", "png"])),
     )
@@ -69,7 +69,7 @@ def test_quota_without_groups_is_resolved_in_their_order() -> None:
     assert list(plan.quota.items()) == [("dark-male", 3), ("light_female", 1)]
     resolved = plan.resolve(GROUPS)
     assert list(resolved.quota.items()) == [("female-light", 1), ("male-dark", 3)]
-    assert resolved == plan_dataset({"male-dark": 3, "female-light": 1}, groups=GROUPS)
+    assert resolved == plan_dataset({"male-dark": 3, "female-light": 1}, groups=GROUPS).resolve(GROUPS)
     assert resolved.resolve(GROUPS) == resolved
 
 
@@ -111,6 +111,16 @@ def test_corrected_quota_brings_its_groups() -> None:
 def test_bad_quotas(quota: Any, groups: ffs.Groups | None, text: str) -> None:
     with pytest.raises((DataError, GroupError), match=text):
         plan_dataset(quota, groups=groups)
+
+
+def test_automatic_rate_depends_on_the_embedder() -> None:
+    plan = plan_dataset({"male-dark": 3})
+    assert plan.fmr == "auto"
+    assert plan.resolve(GROUPS).fmr == 1e-4
+    assert plan.resolve(GROUPS, embedder=False).fmr is None
+    assert plan_dataset({"male-dark": 3}, fmr=0.5).resolve(GROUPS, embedder=False).fmr == 0.5
+    with pytest.raises(DataError, match="same person at which threshold"):
+        plan_dataset({"male-dark": 3}, same_person=True).resolve(GROUPS, embedder=False)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ import fairface_synth as ffs
 from fairface_synth import DataError, GroupError
 from fairface_synth.export import readers
 from fairface_synth.export.encoding import encode
+from fairface_synth.export.joining import finish
 from fairface_synth.export.plan import DatasetPlan, Shard, plan_dataset
 from fairface_synth.export.readers import FaceDataset, FaceStream, open_dataset
-from fairface_synth.export.storage import Row, finish, remove_shard, write_shard
+from fairface_synth.export.writing import Row, remove_shard, write_shard
 
 LAYOUTS = ("webdataset", "folders", "rec", "parquet")
 GROUPS = ffs.Groups({"gender": ["female", "male"], "tone": ["light", "dark"]})
@@ -235,9 +236,10 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
     _make(tmp_path / "set")
     with pytest.raises(DataError, match=r"(?s)is no exported set.*plan\.json"):
         open_dataset(tmp_path)
-    (tmp_path / "set/parts.json").write_text("{}")
-    with pytest.raises(DataError, match=r"parts\.json is damaged"):
-        open_dataset(tmp_path / "set")
+    for damaged in ("{}", "[]", '{"groups": 3, "latent_shape": [2, 4]}', '{"groups": {"a": ["b"]}, "latent_shape": 8}'):
+        (tmp_path / "set/parts.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"parts\.json is damaged"):
+            open_dataset(tmp_path / "set")
     (tmp_path / "set/parts.json").unlink()
     with pytest.raises(DataError, match=r"parts\.json, which export writes first"):
         open_dataset(tmp_path / "set")
@@ -249,6 +251,10 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
         ({"rank": 1, "world_size": 2}, "of streams"),
         ({"shuffle": 1}, "of streams"),
         ({"shuffle": True, "iterable": True}, "a seed"),
+        ({"shuffle": 1.5, "iterable": True}, "a seed"),
+        ({"size": 0}, "number of pixels"),
+        ({"size": "64"}, "number of pixels"),
+        ({"rank": None, "world_size": 2, "iterable": True}, "no such rank"),
         ({"rank": 2, "world_size": 2, "iterable": True}, "no such rank"),
         ({"rank": 2, "world_size": 6, "iterable": True}, "more ranks than shards"),
         ({"groups": "male-light"}, "no image is of these groups"),
@@ -257,6 +263,13 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
 def test_settings_that_mean_nothing(settings: dict[str, Any], message: str, tars: Path) -> None:
     with pytest.raises(DataError, match=message):
         open_dataset(tars, **settings)
+
+
+def test_a_link_to_a_set_that_was_moved(tmp_path: Path) -> None:
+    plan = _make(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "link").symlink_to("there")
+    _check(open_dataset(tmp_path / "link")[44], 44, plan)
 
 
 def test_unknown_groups(tars: Path) -> None:

@@ -26,21 +26,12 @@ from PIL import Image
 from fairface_synth import DataError, ShapeError
 from fairface_synth.export import storage
 from fairface_synth.export.encoding import decode, encode
+from fairface_synth.export.joining import check_finish, finish
 from fairface_synth.export.plan import DatasetPlan, Shard, plan_dataset
 from fairface_synth.export.records import MAGIC, check_keys, frame, image_record, read_frame, read_image
-from fairface_synth.export.storage import (
-    COLUMNS,
-    Row,
-    check_finish,
-    check_shard,
-    clean,
-    finish,
-    is_done,
-    read_images,
-    read_index,
-    remove_shard,
-    write_shard,
-)
+from fairface_synth.export.shard_checks import check_shard
+from fairface_synth.export.storage import COLUMNS, is_done, read_images, read_index
+from fairface_synth.export.writing import Row, clean, remove_shard, write_shard
 
 LAYOUTS = ("webdataset", "folders", "rec", "parquet")
 GROUPS = ["female", "male"]
@@ -736,7 +727,10 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert f"{name} is missing" in problems()
     (tmp_path / name).write_bytes(whole[name])
     sidecar, index = tmp_path / "shards/00001.json", tmp_path / "shards/00001.parquet"
-    for content, message in ((b"{", "damaged"), (b"[]", "damaged"), (b"{}", "damaged"), (None, "sidecar is missing")):
+    text = json.loads(whole["shards/00001.json"])
+    text["files"][name]["bytes"] = str(text["files"][name]["bytes"])
+    damaged = [(content, "damaged") for content in (b"{", b"[]", b"{}", json.dumps(text).encode())]
+    for content, message in (*damaged, (None, "sidecar is missing")):
         sidecar.write_bytes(content) if content is not None else sidecar.unlink()
         assert message in problems()
         assert not is_done(tmp_path, plan, shard)
@@ -768,6 +762,21 @@ def test_folders_name_stray_and_missing_files(tmp_path: Path) -> None:
     assert any("image 6 cannot be read" in problem for problem in check_shard(tmp_path, plan, shard))
     write_shard(tmp_path, plan, shard, _rows(plan, shard))
     assert check_shard(tmp_path, plan, shard) == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [("webdataset", "shards/00000 (copy).tar"), ("rec", "shards/00004.parquet"), ("folders", "images/copy/a.jpg")],
+)
+def test_what_others_would_read_too_is_named(layout: str, name: str, tmp_path: Path) -> None:
+    plan = _plan(layout)
+    finish(_write(tmp_path, plan), plan)
+    (tmp_path / "shards/.00001.tar.abc.tmp").write_bytes(b"of another rank")
+    assert _check(tmp_path, plan) == []
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    stray = name.removesuffix("/a.jpg")
+    assert _check(tmp_path, plan) == [f"shard 0: files that do not belong there: {stray}"]
 
 
 def test_an_image_that_was_stored_broken_is_named(tmp_path: Path) -> None:

@@ -25,24 +25,17 @@ from ..images import from_uint8
 from ..models.protocols import Generator
 from ..people import Source
 from ..variations import Axis, Detector
+from .disk import disk_errors
 from .encoding import encode
 from .engines import Task, Worker
 from .gate import describe_file, map_new
+from .joining import check_finish, finish
 from .making import Maker, Parts, gather
 from .plan import DatasetPlan, Shard
 from .run import SHEET, generator_prints, lock, refuse_others
-from .storage import (
-    Row,
-    check_finish,
-    check_shard,
-    disk_errors,
-    finish,
-    index_path,
-    read_index,
-    read_sidecar,
-    remove_shard,
-    write_shard,
-)
+from .shard_checks import check_shard
+from .storage import index_path, read_index, read_sidecar
+from .writing import Row, remove_shard, write_shard
 
 _SHOWN = 5  # problems of one shard
 

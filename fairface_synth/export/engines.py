@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from ..errors import DataError
 from .gate import GateFiles, Round, make_unit, read_identities
 from .making import Identities, Maker
-from .storage import is_done, write_shard
+from .storage import is_done
+from .writing import write_shard
 
 Engine = Literal["local", "torchrun", "ray"]
 _ATTEMPTS = 3  # at a task whose actor died or raised

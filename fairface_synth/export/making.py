@@ -33,7 +33,7 @@ from ..streaming import to_recognition_format
 from ..variations import Axis, Detector
 from .encoding import encode
 from .plan import DatasetPlan, Shard
-from .storage import Row
+from .writing import Row
 
 # Numbers beyond all that `Pipeline.sample` and `stream` of the same seed use.
 _NATURAL, _NEIGHBOURS = 2**50, 2**50 + 2**48
@@ -50,7 +50,7 @@ class Parts:
         labeller, judge: selects, and scores what was selected.
         detector, embedder: of faces, of identities.
         reference: embeddings [m, e] of faces that no identity may match.
-        threshold: cosine from which two faces are one person; None: the source's own at the plan's FMR.
+        threshold: cosine from which two faces are one person; None: measured at the plan's FMR.
         confusion: of the labeller.
     """
 
@@ -123,6 +123,9 @@ def gather(source: Any, plan: DatasetPlan, axes: Any = None, **given: Any) -> Pa
     if parts.reference is not None:
         if plan.fmr is None:
             raise DataError("which cosine is a match with the reference?", expected="a plan with fmr", got="fmr=None")
+        if not isinstance(parts.reference, Tensor):
+            fix = "torch.from_numpy(embeddings)"
+            raise ShapeError("a reference is a tensor", expected="[m, e]", got=type(parts.reference).__name__, fix=fix)
         check_embeddings(parts.reference, "reference")
         width = getattr(parts.embedder, "dim", parts.reference.shape[1])
         if parts.reference.shape[1] != width:

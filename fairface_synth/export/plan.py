@@ -137,6 +137,7 @@ class DatasetPlan:
 
         Raises:
             GroupError: unknown or repeated names, or a name of several groups.
+            DataError: the plan needs an embedder.
         """
         ids = []
         for name in self.quota:
@@ -153,7 +154,7 @@ class DatasetPlan:
             raise GroupError("two names mean the same group", expected="each once", got=list(self.quota))
         quota = sorted(zip(ids, self.quota.values(), strict=True))
         fmr = self.fmr if self.fmr != "auto" else DEFAULT_FMR if embedder else None
-        return dataclasses.replace(self, quota={groups.name(g): n for g, n in quota}, fmr=fmr)
+        return _checked(dataclasses.replace(self, quota={groups.name(g): n for g, n in quota}, fmr=fmr))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` reads them back."""

@@ -70,9 +70,11 @@ def open_dataset(
     """
     root = Path(path)
     plan, parts = _read_header(root)
-    if isinstance(shuffle, bool) or (shuffle is not None and shuffle < 0):
+    if shuffle is not None and (type(shuffle) is not int or shuffle < 0):
         raise DataError("shuffle is a seed", expected="0, 1, 2, …, or None", got=shuffle)
-    if not 0 <= rank < world_size:
+    if size is not None and (type(size) is not int or size < 1):
+        raise DataError("size is a number of pixels", expected="1, 2, 3, …, or None", got=size)
+    if not (type(rank) is type(world_size) is int and 0 <= rank < world_size):
         raise DataError("no such rank", expected=f"0 … {world_size - 1}", got=rank)
     if not iterable and (world_size > 1 or shuffle is not None):
         raise DataError(
@@ -104,8 +106,12 @@ def _read_header(root: Path) -> tuple[DatasetPlan, dict[str, Any]]:
                 f"{root} is no exported set", expected=f"{name}, which export writes first", got=error
             ) from error
     parts = content["parts.json"]
-    if not isinstance(parts, dict) or not {"groups", "latent_shape"} <= set(parts):
-        raise DataError(f"{root / 'parts.json'} is damaged", expected="groups and latent_shape", got=parts)
+    known: dict[str, Any] = parts if isinstance(parts, dict) else {}
+    groups, shape = known.get("groups", []), known.get("latent_shape")
+    named = isinstance(groups, dict) and all(isinstance(values, list) for values in groups.values())
+    if not named or not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        expected, got = "groups and latent_shape", ", ".join(known) or "something else"
+        raise DataError(f"{root / 'parts.json'} is damaged", expected=expected, got=got, fix=f"delete it, and {AGAIN}")
     return DatasetPlan.from_dict(content["plan.json"]), parts
 
 

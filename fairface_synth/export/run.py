@@ -30,12 +30,14 @@ from ..models.protocols import Embedder, Generator, Labeller
 from ..people import Source, check_source, natural_threshold
 from ..variations import Axis, Detector
 from .datasheet import check_datasheet, write_datasheet
+from .disk import disk_errors
 from .engines import Crew, Task, Worker, crew_of
 from .gate import Gate, GateFiles, Round, read_round
+from .joining import finish
 from .making import Identities, Maker, gather
 from .plan import DatasetPlan, Shard
 from .readers import open_dataset
-from .storage import clean, disk_errors, finish
+from .writing import clean
 
 SHEET = ("dataset.json", "README.md", "croissant.json")
 _PROBE_TOLERANCE = 1e-3  # of latents, between devices
@@ -83,6 +85,7 @@ class ExportEstimate:
         confirmed: share of the candidates that the plan's labeller and detector confirm. Candidates that are like
             somebody before come on top, and are not foreseen.
         bytes: on disk, without the margins of file systems.
+        work: bytes that candidates take until the set is finished.
         seconds: of one process.
         free: bytes that the disk has left.
     """
@@ -92,14 +95,16 @@ class ExportEstimate:
     candidates_per_second: float
     confirmed: float
     bytes: int
+    work: int
     seconds: float
     free: int
 
     def __str__(self) -> str:
-        room = "enough" if self.free > 1.1 * self.bytes else "NOT ENOUGH"
+        room = "enough" if self.free > 1.1 * (self.bytes + self.work) else "NOT ENOUGH"
         return (
             f"{self.plan}\n"
-            f"disk:  {_gigabytes(self.bytes)}, of which free: {_gigabytes(self.free)} ({room})\n"
+            f"disk:  {_gigabytes(self.bytes)}, and {_gigabytes(self.work)} until the set is finished; "
+            f"free: {_gigabytes(self.free)} ({room})\n"
             f"time:  {self.seconds / 3600:.2g} hours of one process on this device: {self.images_per_second:,.1f} "
             f"images/s, {self.candidates_per_second:,.1f} candidates/s of which {self.confirmed:.0%} are confirmed; "
             "candidates like somebody before come on top\n"
@@ -376,8 +381,8 @@ def _threshold(maker: Maker) -> float | None:
         return None
     if parts.threshold is not None:
         return parts.threshold
-    if hasattr(source, "threshold") and source.embedder is parts.embedder:  # which it may have measured already
-        return float(source.threshold(fmr))
+    if hasattr(source, "threshold") and getattr(source, "embedder", None) is parts.embedder:
+        return float(source.threshold(fmr))  # which it may have measured already
     psi = source.bank.truncation_psi if hasattr(source, "bank") else 1.0
     return float(natural_threshold(parts.generator, parts.embedder, fmr, truncation_psi=psi))
 
@@ -471,6 +476,7 @@ def describe_parts(maker: Maker) -> dict[str, Any]:
     }
     hashes |= {name: value for name, value in hashes_of.items() if decides.get(name)}
     settings = {"axes": parts.axes, "reference": parts.reference, "threshold": parts.threshold}
+    settings["min_confidence"] = parts.min_confidence if plan.verify else None
     hashes |= {name: fingerprint(value) for name, value in settings.items() if value is not None}
     told = {
         "generator": f"{type(generator).__name__}, z_dim={generator.z_dim}, {generator.resolution} px",
@@ -552,7 +558,8 @@ def _read(path: Path) -> Any:
 def _estimate(maker: Maker, root: Path) -> ExportEstimate:
     plan, size = maker.plan, maker.plan.forward_batch
     g = torch.tensor([maker.parts.groups.id(name) for name in plan.quota])
-    ids, index = g[torch.arange(4 * size) % len(g)], torch.arange(4 * size) // len(g)
+    draw = torch.arange(4 * max(size, len(g)))
+    ids, index = g[draw % len(g)], draw // len(g)
     maker.candidates(ids[:size], index[:size])  # warm-up
     start = time.perf_counter()
     made = maker.candidates(ids, index)
@@ -566,19 +573,20 @@ def _estimate(maker: Maker, root: Path) -> ExportEstimate:
     start = time.perf_counter()
     encoded = [len(data) for data, _ in maker.rows(Shard(0, 0, n, 0, n * k), some)]
     images_per_second = len(encoded) / (time.perf_counter() - start)
-    confirmed = float(made.confirmed.double().mean())
-    checked = plan.verify or plan.fmr is not None
-    needed = plan.identities / max(confirmed, 1 / plan.budget) if checked else 0
+    shares = [float(made.confirmed[ids == i].double().mean()) for i in g]
+    drawn = sum(n / max(share, 1 / plan.budget) for n, share in zip(plan.quota.values(), shares, strict=True))
+    looking = drawn / candidates_per_second if plan.verify or plan.fmr is not None else 0
     each = float(np.mean([_stored_bytes(n, plan) for n in encoded])) + _INDEX_BYTES + 4 * made.latents[0].numel()
-    identity = 4 * (made.latents[0].numel() + made.embeddings.shape[1]) + 40
+    numbers = 4 * (made.latents[0].numel() + made.embeddings.shape[1])
     exists = next(p for p in (root, *root.absolute().parents) if p.exists())
     return ExportEstimate(
         plan=plan,
         images_per_second=images_per_second,
         candidates_per_second=candidates_per_second,
-        confirmed=confirmed,
-        bytes=int(plan.images * each + plan.identities * identity),
-        seconds=plan.images / images_per_second + needed / candidates_per_second,
+        confirmed=plan.identities / drawn,
+        bytes=int(plan.images * each + plan.identities * (numbers + 40)),
+        work=int(drawn * numbers),
+        seconds=plan.images / images_per_second + looking,
         free=shutil.disk_usage(exists).free,
     )
 
