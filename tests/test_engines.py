@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from fake_world import contents, differences, make_plan
 from torch import Tensor
 
-from fairface_synth import DataError
+from fairface_synth import BudgetError, DataError
 
 TESTS = Path(__file__).parent
 
@@ -63,6 +64,17 @@ torch.set_num_threads(1)
 report = fake_world.export(sys.argv[1], engine="torchrun")
 print("complete:", report.complete, "images:", report.images)
 """
+
+
+def test_ranks_end_when_rank_0_gives_up(tmp_path: Path) -> None:
+    """Twice: what an earlier run said does not end the next one before its time."""
+    settings: dict[str, Any] = {"engine": "torchrun", "world_size": 2, "plan": {"budget": 1}}
+    for _ in range(2):
+        with ThreadPoolExecutor(2) as pool:
+            ranks = [pool.submit(fake_world.export, tmp_path / "set", rank=r, **settings) for r in (0, 1)]
+            errors = [rank.exception(timeout=60) for rank in ranks]
+        assert [type(error) for error in errors] == [BudgetError, BudgetError]
+        assert str(errors[1]).startswith("rank 0 stopped: the budget is spent")
 
 
 @pytest.mark.slow

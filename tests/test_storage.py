@@ -652,6 +652,18 @@ def test_full_and_read_only_disks(
     assert _tree(tmp_path) == {}
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_writer_that_was_killed_leaves_no_draft_to_the_next(layout: str, tmp_path: Path) -> None:
+    """Or a run that is often killed would fill the disk before it is finished and cleaned."""
+    plan = _plan(layout)
+    shard, other = plan.shard(1), tmp_path / "shards/.00002.parquet.abc.tmp"
+    assert _killed(lambda: write_shard(tmp_path, plan, shard, _rows(plan, shard)), 5)
+    assert len(list(tmp_path.rglob("*.tmp"))) >= 1
+    other.write_bytes(b"of another writer")
+    write_shard(tmp_path, plan, shard, _rows(plan, shard))
+    assert list(tmp_path.rglob("*.tmp")) == [other]
+
+
 def test_cleaning_takes_leftovers_alone(tmp_path: Path) -> None:
     for layout in LAYOUTS:
         root, plan = tmp_path / layout, _plan(layout)

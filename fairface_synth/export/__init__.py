@@ -6,9 +6,10 @@
 """
 
 from .checking import DatasetCheck, regenerate, verify_dataset
+from .estimate import ExportEstimate
 from .plan import DatasetPlan, Shard, plan_dataset
 from .readers import FaceDataset, FaceStream, open_dataset
-from .run import ExportEstimate, ExportReport, export
+from .run import ExportReport, export
 
 __all__ = [
     "DatasetCheck",

@@ -32,7 +32,9 @@ from .gate import describe_file, map_new
 from .joining import check_finish, finish
 from .making import Maker, Parts, gather
 from .plan import DatasetPlan, Shard
-from .run import SHEET, generator_prints, lock, refuse_others
+from .provenance import generator_prints, refuse_others
+from .run import SHEET
+from .session import lock
 from .shard_checks import check_shard
 from .storage import index_path, read_index, read_sidecar
 from .writing import Row, remove_shard, write_shard

@@ -86,47 +86,58 @@ class Ranks:
         for task in tasks[self.rank :: self.world_size]:
             finished(task, worker.do(task))
 
+    def close(self) -> None:
+        """Nothing to end."""
 
-@dataclass(frozen=True)
+
 class RayActors:
     """Ray actors hold the models; a task whose actor died or raised is given to another one, three times at most."""
 
-    actors: int
-    gpus_per_actor: float
-    rank: int = 0
-    world_size: int = 1
+    rank, world_size = 0, 1
+
+    def __init__(self, actors: int, gpus_per_actor: float) -> None:
+        self.actors, self.gpus_per_actor = actors, gpus_per_actor
+        self._pool: list[Any] = []
 
     def run(self, worker: Worker, tasks: Sequence[Task], finished: Finished) -> None:
         """Hand out the tasks, calling `finished(task, seconds)` after each; returns when all are done."""
         import ray
 
         waiting = deque(task for task in tasks if not worker.is_done(task))
-        if not waiting:
-            return
-        # Without the bar: it lives in this process.
-        shared = ray.put(Worker(replace(worker.maker, progress=_nothing), worker.root))
-        remote: Any = ray.remote(num_cpus=1, num_gpus=self.gpus_per_actor, max_restarts=-1)(_Actor)
-        idle = deque(remote.remote(shared) for _ in range(min(self.actors, len(waiting))))
-        busy: dict[Any, tuple[Any, Task]] = {}
-        attempts: dict[Task, int] = {}
-        try:
-            while waiting or busy:
-                while waiting and idle:
-                    actor, task = idle.popleft(), waiting.popleft()
-                    busy[actor.do.remote(task)] = actor, task
-                ready, _ = ray.wait(list(busy), num_returns=1)
-                actor, task = busy.pop(ready[0])
-                idle.append(actor)
-                try:
-                    finished(task, ray.get(ready[0]))
-                except ray.exceptions.RayError as error:
-                    attempts[task] = attempts.get(task, 0) + 1
-                    if attempts[task] == _ATTEMPTS or isinstance(getattr(error, "cause", None), (DataError, OSError)):
-                        raise _cause(error, task) from error
-                    waiting.append(task)
-        finally:
-            for actor in {a for a, _ in busy.values()} | set(idle):
-                ray.kill(actor)
+        self._grow(worker, min(self.actors, len(waiting)))
+        idle, busy, attempts = deque(self._pool), dict[Any, tuple[Any, Task]](), dict[Task, int]()
+        while waiting or busy:
+            while waiting and idle:
+                actor, task = idle.popleft(), waiting.popleft()
+                busy[actor.do.remote(task)] = actor, task
+            ready, _ = ray.wait(list(busy), num_returns=1)
+            actor, task = busy.pop(ready[0])
+            idle.append(actor)
+            try:
+                finished(task, ray.get(ready[0]))
+            except ray.exceptions.RayError as error:
+                attempts[task] = attempts.get(task, 0) + 1
+                if attempts[task] == _ATTEMPTS or isinstance(getattr(error, "cause", None), (DataError, OSError)):
+                    raise _cause(error, task) from error
+                waiting.append(task)
+
+    def _grow(self, worker: Worker, size: int) -> None:
+        """As many actors as `size`; they load the models once and stay until `close`."""
+        import ray
+
+        if len(self._pool) < size:
+            # Without the bar: it lives in this process.
+            shared = ray.put(Worker(replace(worker.maker, progress=_nothing), worker.root))
+            remote: Any = ray.remote(num_cpus=1, num_gpus=self.gpus_per_actor, max_restarts=-1)(_Actor)
+            self._pool += [remote.remote(shared) for _ in range(size - len(self._pool))]
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for actor in self._pool:
+            ray.kill(actor)
+        self._pool = []
 
 
 class _Actor:

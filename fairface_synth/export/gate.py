@@ -86,6 +86,11 @@ class GateFiles:
         return self.work / f"taken-{r:04d}.json"
 
     @property
+    def stopped(self) -> Path:
+        """Why rank 0 gave up, for the others."""
+        return self.work / "stopped.json"
+
+    @property
     def done(self) -> Path:
         """Written last, when the identities are complete."""
         return self.root / "gate.json"

@@ -28,7 +28,7 @@ from ..label_noise import Confusion
 from ..latents import to_layers
 from ..models.facenet import Detections, align_faces, faces_found
 from ..models.protocols import Embedder, Generator, Labeller
-from ..people import People, Source, check_axes, check_source
+from ..people import People, Source, check_axes, check_source, natural_threshold
 from ..streaming import to_recognition_format
 from ..variations import Axis, Detector
 from .encoding import encode
@@ -357,6 +357,20 @@ class Identities:
         numbers = torch.arange(first, first + n)
         ids, index = torch.from_numpy(self.ids[rows].copy()), torch.from_numpy(self.index[rows].copy())
         return Taken(numbers, ids, index, latents, torch.from_numpy(vectors))
+
+
+def set_threshold(maker: Maker) -> float | None:
+    """Cosine from which two faces are one person; None where nobody is compared."""
+    fmr, parts = maker.plan.fmr, maker.parts
+    source: Any = parts.source
+    if not isinstance(fmr, float) or parts.embedder is None:
+        return None
+    if parts.threshold is not None:
+        return parts.threshold
+    if hasattr(source, "threshold") and getattr(source, "embedder", None) is parts.embedder:
+        return float(source.threshold(fmr))  # which it may have measured already
+    psi = source.bank.truncation_psi if hasattr(source, "bank") else 1.0
+    return float(natural_threshold(parts.generator, parts.embedder, fmr, truncation_psi=psi))
 
 
 # --- details --------------------------------------------------------------------------------------------------------

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import platform
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..artifacts import write_json
-from ..errors import DataError
-from ..fingerprints import fingerprint, fingerprint_generator, fingerprint_model
+from ..errors import BudgetError, DataError
 from ..identities import Threshold
 from ..label_noise import Confusion
-from ..models.protocols import Embedder, Generator, Labeller
-from ..people import Source, check_source, natural_threshold
+from ..models.protocols import Embedder, Labeller
+from ..people import Source, check_source
 from ..variations import Axis, Detector
 from .datasheet import check_datasheet, write_datasheet
 from .disk import disk_errors
 from .engines import Crew, Task, Worker, crew_of
+from .estimate import ExportEstimate, estimate
 from .gate import Gate, GateFiles, Round, read_round
 from .joining import finish
-from .making import Identities, Maker, gather
-from .plan import DatasetPlan, Shard
+from .making import Maker, gather, set_threshold
+from .plan import DatasetPlan
+from .provenance import heads, read_json, refuse_others
 from .readers import open_dataset
+from .session import Log, lock
 from .writing import clean
 
 SHEET = ("dataset.json", "README.md", "croissant.json")
-_PROBE_TOLERANCE = 1e-3  # of latents, between devices
 
 
 @dataclass(frozen=True)
@@ -71,44 +69,6 @@ class ExportReport:
             f"{self.path}: {state}. {self.plan.images:,} images of {self.plan.identities:,} identities in "
             f"{self.plan.shards:,} shards; {drawn:,} candidates for {taken:,} identities. This run made "
             f"{self.images:,} images in {self.seconds:,.0f} s{rate}."
-        )
-
-
-@dataclass(frozen=True)
-class ExportEstimate:
-    """What a set will cost, from a few batches made for the purpose.
-
-    Attributes:
-        plan: of the set.
-        images_per_second: drawing, synthesis and encoding, with same_person its checks, of one process on this device.
-        candidates_per_second: drawing, and looking at, candidates.
-        confirmed: share of the candidates that the plan's labeller and detector confirm. Candidates that are like
-            somebody before come on top, and are not foreseen.
-        bytes: on disk, without the margins of file systems.
-        work: bytes that candidates take until the set is finished.
-        seconds: of one process.
-        free: bytes that the disk has left.
-    """
-
-    plan: DatasetPlan
-    images_per_second: float
-    candidates_per_second: float
-    confirmed: float
-    bytes: int
-    work: int
-    seconds: float
-    free: int
-
-    def __str__(self) -> str:
-        room = "enough" if self.free > 1.1 * (self.bytes + self.work) else "NOT ENOUGH"
-        return (
-            f"{self.plan}\n"
-            f"disk:  {_gigabytes(self.bytes)}, and {_gigabytes(self.work)} until the set is finished; "
-            f"free: {_gigabytes(self.free)} ({room})\n"
-            f"time:  {self.seconds / 3600:.2g} hours of one process on this device: {self.images_per_second:,.1f} "
-            f"images/s, {self.candidates_per_second:,.1f} candidates/s of which {self.confirmed:.0%} are confirmed; "
-            "candidates like somebody before come on top\n"
-            "Nothing was written."
         )
 
 
@@ -206,12 +166,13 @@ def export(
     )
     maker = Maker(plan, parts, threads=threads, ahead=batch_size)
     if dry_run:
-        return _estimate(maker, root)
+        return estimate(maker, root)
     crew = crew_of(engine, rank, world_size, actors, gpus_per_actor)
     sheet = {"licence": licence, "audit": audit}
     refuse_others(root, maker)
-    with disk_errors(root), lock(root, crew.rank), _Log(root, crew.rank) as log:
-        run = _Run(maker, root, crew, log, progress, command or " ".join(sys.argv))
+    with closing(crew), disk_errors(root), lock(root, crew.rank), Log(root, crew.rank) as log:
+        before = _written(GateFiles(root).stopped)
+        run = _Run(maker, root, crew, log, progress, command or " ".join(sys.argv), before)
         run.prepare()
         gate = run.find_identities()
         images = run.make_shards()
@@ -226,9 +187,10 @@ class _Run:
     maker: Maker
     root: Path
     crew: Crew
-    log: _Log
+    log: Log
     progress: bool
     command: str
+    before: int | None  # when an earlier run gave up
 
     @property
     def plan(self) -> DatasetPlan:
@@ -240,7 +202,7 @@ class _Run:
 
     def prepare(self) -> None:
         """Begin the set, or compare with what was begun."""
-        for name, values in _heads(self.maker).items():
+        for name, values in heads(self.maker).items():
             path = self.root / name
             if self.crew.rank > 0:
                 self._wait(path.exists, f"rank 0 to write {name}")
@@ -251,7 +213,7 @@ class _Run:
     def find_identities(self) -> Mapping[str, Any]:
         """Rounds of candidates until every group has its identities."""
         if self.files.complete():
-            return _read(self.files.done)
+            return read_json(self.files.done)
         if self.crew.rank == 0:
             self.files.done.unlink(missing_ok=True)  # one that was damaged, or of identities that were lost
         gate, number = self._gate() if self.crew.rank == 0 else None, 0
@@ -267,10 +229,18 @@ class _Run:
                 self.crew.run(worker, tasks, self._note)
                 if gate is not None:
                     self._wait_for(worker, tasks)
-                    self._write_round(gate, gate.settle(wanted), number + 1)
+                    self._write_round(gate, self._settled(gate, wanted), number + 1)
                     bar.update(sum(gate.accepted) - bar.n)
                 number += 1
-        return _read(self.files.done)
+        return read_json(self.files.done)
+
+    def _settled(self, gate: Gate, wanted: Round) -> Round | None:
+        """The next round; where there is none to be, other ranks are told before they wait for it."""
+        try:
+            return gate.settle(wanted)
+        except BudgetError as error:
+            write_json(self.files.stopped, str(error))
+            raise
 
     def _is_settled(self, following: Path) -> bool:
         return following.exists() or self.files.complete()
@@ -278,7 +248,7 @@ class _Run:
     def _gate(self) -> Gate:
         """The gate, with the first round written."""
         first = self.files.round(0)
-        threshold = read_round(first)[1] if first.exists() else _threshold(self.maker)
+        threshold = read_round(first)[1] if first.exists() else set_threshold(self.maker)
         parts, device = self.maker.parts, self.maker.device
         gate = Gate(self.plan, parts.groups, self.files, threshold, parts.reference, device)
         if not first.exists():
@@ -318,7 +288,7 @@ class _Run:
         finish(self.root, self.plan)
         if not all((self.root / name).exists() for name in SHEET):
             parts, data = self.maker.parts, open_dataset(self.root)
-            kept = _read(self.root / "parts.json")
+            kept = read_json(self.root / "parts.json")
             write_datasheet(
                 self.root,
                 self.plan,
@@ -357,9 +327,15 @@ class _Run:
         self._wait(done, "other ranks to finish their tasks")
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        """Poll the shared folder; says what it waits for once a minute."""
+        """Poll the shared folder; says what it waits for once a minute.
+
+        Raises:
+            BudgetError: rank 0 has given up meanwhile.
+        """
         said, pause = time.monotonic(), 0.02
         while not ready():
+            if self.crew.rank > 0 and _written(self.files.stopped) not in (None, self.before):
+                raise BudgetError(f"rank 0 stopped: {read_json(self.files.stopped)}")
             time.sleep(pause)
             pause = min(1.5 * pause, 2.0)
             if time.monotonic() - said > 60:
@@ -373,233 +349,9 @@ class _Run:
         return tqdm(total=total, initial=initial, desc=what, unit=unit, disable=hidden, smoothing=0.05)
 
 
-def _threshold(maker: Maker) -> float | None:
-    """Cosine from which two faces are one person; None where nobody is compared."""
-    fmr, parts = maker.plan.fmr, maker.parts
-    source: Any = parts.source
-    if not isinstance(fmr, float) or parts.embedder is None:
+def _written(path: Path) -> int | None:
+    """When a file was written, if it is there."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
         return None
-    if parts.threshold is not None:
-        return parts.threshold
-    if hasattr(source, "threshold") and getattr(source, "embedder", None) is parts.embedder:
-        return float(source.threshold(fmr))  # which it may have measured already
-    psi = source.bank.truncation_psi if hasattr(source, "bank") else 1.0
-    return float(natural_threshold(parts.generator, parts.embedder, fmr, truncation_psi=psi))
-
-
-class _Log:
-    """A line of json for each thing that was done, in log/rank-00000.jsonl."""
-
-    def __init__(self, root: Path, rank: int) -> None:
-        self._path = root / "log" / f"rank-{rank:05d}.jsonl"
-        self._start = time.monotonic()
-
-    def __enter__(self) -> _Log:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self.write("start", host=platform.node(), pid=os.getpid(), command=" ".join(sys.argv), torch=torch.__version__)
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            with contextlib.suppress(OSError):  # the error itself may be a full disk
-                self.write("error", error=f"{type(error).__name__}: {error}")
-
-    def write(self, event: str, **values: Any) -> None:
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "elapsed": round(time.monotonic() - self._start, 3)}
-        line |= {"event": event, **values}
-        with self._path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-@contextlib.contextmanager
-def lock(root: Path, rank: int = 0) -> Iterator[None]:
-    """One writer of a rank at a time; the operating system lets go of it when the process dies."""
-    from filelock import FileLock, Timeout
-
-    path = root / ".lock" if rank == 0 else root / "log" / f".lock-{rank:05d}"
-    owner = root / "log" / f"owner-{rank:05d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise _taken(root, rank, _owner(owner)) from error
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(owner, {"host": platform.node(), "pid": os.getpid(), "since": since})
-        yield
-    finally:
-        lock.release()
-
-
-def _owner(path: Path) -> str:
-    try:
-        whose = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {whose['pid']} on {whose['host']}, since {whose['since']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"
-
-
-def _taken(root: Path, rank: int, whose: str) -> DataError:
-    return DataError(
-        f"{root} is being written by another export",
-        expected="one exporter at a time" + (f" as rank {rank}" if rank else ""),
-        got=whose,
-        fix="wait for it or stop it; a lock of a process that died is free by itself",
-    )
-
-
-def generator_prints(generator: Generator) -> dict[str, str]:
-    """Fingerprints of a generator: its weights, and its arithmetic where it has a choice."""
-    dtype = getattr(generator, "compute_dtype", None)
-    return {"generator": fingerprint_generator(generator)} | ({} if dtype is None else {"generator dtype": str(dtype)})
-
-
-def describe_parts(maker: Maker) -> dict[str, Any]:
-    """What parts.json holds: which models make the set, so that nobody goes on with others."""
-    plan, parts = maker.plan, maker.parts
-    groups = [g for name in plan.quota for g in parts.groups.parse(name)]
-    ids = torch.tensor(groups, device=maker.device)
-    first = maker.faces(ids, torch.zeros_like(ids))
-    hashes = generator_prints(parts.generator)
-    generator = parts.generator
-    models = {name: getattr(parts, name) for name in ("labeller", "judge", "detector", "embedder")}
-    hashes_of = {
-        name: fingerprint_model(model, generator.resolution, maker.device)
-        for name, model in models.items()
-        if model is not None
-    }
-    decides = {
-        "labeller": plan.verify,
-        "detector": plan.verify or plan.crop is not None,
-        "embedder": plan.fmr is not None,
-    }
-    hashes |= {name: value for name, value in hashes_of.items() if decides.get(name)}
-    settings = {"axes": parts.axes, "reference": parts.reference, "threshold": parts.threshold}
-    settings["min_confidence"] = parts.min_confidence if plan.verify else None
-    hashes |= {name: fingerprint(value) for name, value in settings.items() if value is not None}
-    told = {
-        "generator": f"{type(generator).__name__}, z_dim={generator.z_dim}, {generator.resolution} px",
-        "source": type(parts.source).__name__,
-        **{name: f"{type(models[name]).__name__}, fingerprint {value}" for name, value in hashes_of.items()},
-        "axes": None if parts.axes is None else [a.direction.name or "unnamed" for a in parts.axes],
-        "min_confidence": parts.min_confidence,
-    }
-    return {
-        "groups": {a: list(values) for a, values in parts.groups.attributes.items()},
-        "latent_shape": list(first.shape[1:]),
-        "resolution": generator.resolution,
-        "fingerprint": hashes,
-        "latents": [[round(x, 4) for x in row[:4]] for row in first.flatten(1).tolist()],
-        "describe": told,
-    }
-
-
-_OURS = {".lock", "work", "log"}  # there before plan.json
-
-
-def refuse_others(root: Path, maker: Maker) -> None:
-    """DataError for a folder that holds something else, another plan's set, or one of other models."""
-    if not root.exists():
-        return
-    if not root.is_dir():
-        raise DataError(f"{root} is no folder", expected="a new folder, or a set begun earlier", got="a file")
-    draft = ".plan.json."  # of an export that was killed, or of rank 0, which is writing it now
-    strange = sorted(p.name for p in root.iterdir() if p.name not in _OURS and not p.name.startswith(draft))
-    if strange and not (root / "plan.json").exists():
-        expected = "a new folder, or a set begun earlier (it has plan.json)"
-        raise DataError(f"{root} holds other things", expected=expected, got=", ".join(strange[:3]))
-    for name, values in _heads(maker).items():
-        if (root / name).exists():
-            _compare(root / name, values)
-
-
-def _heads(maker: Maker) -> dict[str, dict[str, Any]]:
-    return {"plan.json": maker.plan.to_dict(), "parts.json": describe_parts(maker)}
-
-
-def _compare(path: Path, mine: Mapping[str, Any]) -> None:
-    """DataError with every difference between a json file and what this run would write there."""
-    theirs, mine = _read(path), json.loads(json.dumps(mine))
-    ignored = {"describe", "command"}  # what is told, and of the first run
-    differ = [k for k in sorted(set(theirs) | set(mine)) if k not in ignored and theirs.get(k) != mine.get(k)]
-    if "latents" in differ and _close(theirs.get("latents"), mine.get("latents")):
-        differ.remove("latents")
-    if differ:
-        what = "plan" if path.name == "plan.json" else "models"
-        rows = [row for k in differ for row in _differences(k, theirs.get(k), mine.get(k))]
-        raise DataError(
-            f"{path.parent} was begun with another {what}" if what == "plan" else f"{path.parent} has other {what}",
-            expected="; ".join(f"{name} = {a}" for name, a, _ in rows),
-            got="; ".join(f"{name} = {b}" for name, _, b in rows),
-            fix="go on with what the set was begun with (plan.json, parts.json), or export to a new folder",
-        )
-
-
-def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
-    if not isinstance(a, dict) or not isinstance(b, dict):
-        return [(name, a, b)]
-    keys = [k for k in {**a, **b} if a.get(k) != b.get(k)]
-    return [(f"{name}.{k}", a.get(k), b.get(k)) for k in keys]
-
-
-def _close(a: Any, b: Any) -> bool:
-    x, y = np.asarray(a, float), np.asarray(b, float)
-    return x.shape == y.shape and bool(np.allclose(x, y, rtol=_PROBE_TOLERANCE, atol=_PROBE_TOLERANCE))
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged", expected="json", got=error, fix="export to a new folder") from error
-
-
-def _estimate(maker: Maker, root: Path) -> ExportEstimate:
-    plan, size = maker.plan, maker.plan.forward_batch
-    g = torch.tensor([maker.parts.groups.id(name) for name in plan.quota])
-    draw = torch.arange(4 * max(size, len(g)))
-    ids, index = g[draw % len(g)], draw // len(g)
-    maker.candidates(ids[:size], index[:size])  # warm-up
-    start = time.perf_counter()
-    made = maker.candidates(ids, index)
-    candidates_per_second = len(ids) / (time.perf_counter() - start)
-    n, k = max(1, len(ids) // plan.images_per_identity), plan.images_per_identity
-    names = {int(i): maker.parts.groups.name(int(i)) for i in g}
-    tensors = (ids, index, made.latents, made.embeddings)
-    some = Identities(names, *(x[:n].numpy() for x in tensors))
-    maker = replace(maker, threshold=_threshold(maker) if plan.same_person else None)
-    maker.pixels(made.latents[:size])  # warm-up
-    start = time.perf_counter()
-    encoded = [len(data) for data, _ in maker.rows(Shard(0, 0, n, 0, n * k), some)]
-    images_per_second = len(encoded) / (time.perf_counter() - start)
-    shares = [float(made.confirmed[ids == i].double().mean()) for i in g]
-    drawn = sum(n / max(share, 1 / plan.budget) for n, share in zip(plan.quota.values(), shares, strict=True))
-    looking = drawn / candidates_per_second if plan.verify or plan.fmr is not None else 0
-    each = float(np.mean([_stored_bytes(n, plan) for n in encoded])) + _INDEX_BYTES + 4 * made.latents[0].numel()
-    numbers = 4 * (made.latents[0].numel() + made.embeddings.shape[1])
-    exists = next(p for p in (root, *root.absolute().parents) if p.exists())
-    return ExportEstimate(
-        plan=plan,
-        images_per_second=images_per_second,
-        candidates_per_second=candidates_per_second,
-        confirmed=plan.identities / drawn,
-        bytes=int(plan.images * each + plan.identities * (numbers + 40)),
-        work=int(drawn * numbers),
-        seconds=plan.images / images_per_second + looking,
-        free=shutil.disk_usage(exists).free,
-    )
-
-
-_INDEX_BYTES = 100  # of an image in the parquet index, beside its latents
-
-
-def _stored_bytes(encoded: int, plan: DatasetPlan) -> int:
-    """What an image takes in its layout."""
-    if plan.layout == "webdataset":  # three members: a block of header each, and whole blocks
-        return 5 * 512 + -(-encoded // 512) * 512
-    return encoded + (60 if plan.layout == "rec" else 0)  # header, padding, a line of train.idx
-
-
-def _gigabytes(n: float) -> str:
-    return f"{n / 1e9:,.1f} GB" if n >= 1e8 else f"{n / 1e6:,.1f} MB"

@@ -139,7 +139,7 @@ class _Draft:
         self.index = index_path(root, shard)
         self.index_draft = draft_path(self.index)
         folders = plan.layout == "folders"
-        self.data = root / IMAGES / shard.name if folders else root / file_name(plan, shard, shard.first_image)
+        self.data = root / FOLDER / shard.name if folders else root / file_name(plan, shard, shard.first_image)
         self.data_draft = draft_path(self.data)
         self.length, self.count = 0, 0
         self.file: HashedFile | None = None
@@ -153,8 +153,11 @@ class _Draft:
     def open(self) -> None:
         with self._disk():
             self.index.parent.mkdir(parents=True, exist_ok=True)
+            for old in self.index.parent.glob(f".{self.shard.name}.*.tmp"):  # of a writer that was killed
+                _delete(old)
             if self.plan.layout == "folders":
-                self.data_draft.mkdir(parents=True)
+                (self.root / IMAGES).mkdir(exist_ok=True)
+                self.data_draft.mkdir()
                 self.digest = hashlib.sha256()
             elif self.plan.layout != "parquet":
                 self.file = HashedFile(self.data_draft)
@@ -406,15 +409,19 @@ def clean(root: Path, plan: DatasetPlan) -> None:
     with disk_errors(root):
         for folder in (root, root / FOLDER, root / IMAGES):
             for path in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _delete(path)
         done: dict[int, bool] = {}
         for path, number in _shard_files(root, plan):
             if number not in done:
                 done[number] = number < plan.shards and read_sidecar(root, plan, plan.shard(number)) is not None
             if not done[number]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _delete(path)
         if not (root / PART).exists() and not (root / "train.rec").exists():
             (root / JOINED).unlink(missing_ok=True)
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _shard_files(root: Path, plan: DatasetPlan) -> list[tuple[Path, int]]:
