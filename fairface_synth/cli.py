@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -47,7 +48,9 @@ class _Main(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
+                return super().invoke(ctx)
         except BrokenPipeError:  # click's: the reader of the output has gone
             raise
         except (FairFaceError, OSError) as error:
@@ -111,7 +114,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: str | None) -
         text = Path(path).read_text(encoding="utf-8")
         _check_twice(yaml.compose(text, yaml.SafeLoader), path)
         values = yaml.safe_load(text) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise click.BadParameter(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise click.BadParameter(f"{path} holds no options: expected lines such as `seed: 1`")
@@ -219,6 +222,7 @@ class _Pair(click.ParamType):
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
+_WORDS = ("demo", "vggface2", "casia-webface", "none")  # that name models which are no files
 _MODEL_OPTIONS = {
     "generator": click.option("--generator", metavar="demo|FILE", help="Generator: demo, or a checkpoint."),
     "labeller": click.option("--labeller", metavar="demo|FILE", help="Labeller: demo, or FairFace's state dict."),
@@ -269,7 +273,9 @@ class _Models:
     def names(self) -> dict[str, Any]:
         """What to write down to find the same models again; the device is not among it."""
         paths = {name: getattr(self, name) for name in ("generator", "labeller", "embedder")}
-        found = {k: str(Path(v).resolve()) if v and Path(v).is_file() else v for k, v in paths.items()}
+        found = {
+            k: v if v in (None, *_WORDS) or not Path(v).is_file() else str(Path(v).resolve()) for k, v in paths.items()
+        }
         return {**found, "races": self.races, "detector": self.detector, "dtype": self.dtype}
 
     def over(self, stored: Mapping[str, Any]) -> _Models:
@@ -345,10 +351,10 @@ class _Models:
 
     def check(self) -> _Models:
         """Names of files that are not there, before an hour of work."""
-        for name, words in {"generator": (), "labeller": (), "embedder": ("vggface2", "casia-webface", "none")}.items():
+        for name, words in {"generator": ("demo",), "labeller": ("demo",), "embedder": _WORDS}.items():
             value = getattr(self, name)
-            if value not in (None, "demo", *words) and "://" not in value and not Path(value).is_file():
-                one_of = ", ".join(("demo", *words, "a file"))
+            if value not in (None, *words) and "://" not in value and not Path(value).is_file():
+                one_of = ", ".join((*words, "a file"))
                 raise click.UsageError(f"--{name}: there is no file {value!r}; expected one of {one_of}.")
         return self
 

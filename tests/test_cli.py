@@ -195,11 +195,10 @@ def test_yaml_gives_options_and_the_command_line_wins(pipeline, tmp_path, text: 
 
 def test_a_terminal_without_greek_letters(pipeline) -> None:
     """What Latin-1 does not have is shown by its code."""
-    args = ("export", "--pipeline", pipeline, "--quota", 1, "--forward-batch", 1, "--dry-run", "-q", "--out", "set")
-    command = [sys.executable, "-m", "fairface_synth", *map(str, args)]
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    shown = subprocess.run(command, env=environment, capture_output=True, check=True).stdout.decode("latin-1")
-    assert r"2 identities × 1 = 2 images in 1 shards of \u2264 10,000" in shown
+    args = ("export", "--pipeline", pipeline, "--embedder", "none", "--quota", 1, "--dry-run", "-q", "--out", "set")
+    result = CliRunner(charset="latin-1").invoke(main, [str(a) for a in args])
+    assert result.exit_code == 0, result.exception
+    assert r"2 identities × 1 = 2 images in 1 shards of \u2264 10,000" in result.stdout_bytes.decode("latin-1")
 
 
 def test_every_option_may_stand_in_yaml(pipeline, tmp_path, monkeypatch) -> None:
@@ -236,6 +235,7 @@ def test_every_option_may_stand_in_yaml(pipeline, tmp_path, monkeypatch) -> None
         ("crop: arcface", "add --detector"),
         ("- seed", "holds no options"),
         ("seed: [1", "cannot be read as YAML"),
+        ("quota: &q {male: *q}", "cannot be read as YAML"),
         ("engine: ray\nactors: 0", "0 is not in the range"),
         ("actors: 2", "actors are Ray's"),
         ("seed: 1\nseed: 2", "has 'seed' twice, again in line"),
@@ -281,6 +281,7 @@ def test_models_are_found_again_from_files_and_other_ones_are_refused(pipeline, 
     """`fit` writes down absolute paths, so `sample` finds the generator from another folder."""
     ffs.save_generator(world.generator, tmp_path / "generator.safetensors")
     monkeypatch.chdir(tmp_path)
+    Path("demo").write_text("a file that is not meant by --labeller demo")
     named = ("--generator", "generator.safetensors", "--labeller", "demo")
     run("fit", *named, "--attributes", "gender", "--n", 300, "--min-confidence", 0.4, "-q", "--out", "mine")
     (tmp_path / "elsewhere").mkdir()
@@ -351,6 +352,13 @@ def test_verify_finds_damage_and_repairs_it(made, pipeline, tmp_path) -> None:
     os.truncate(tar, 100)
     run("verify", out, "--repair", "--generator", "demo", "-q")
     assert "as planned" in run("verify", out, "-q").stdout
+
+
+def test_a_warning_is_a_line_of_text(pipeline, tmp_path) -> None:
+    args = ("--embedder", "none", "--quota", 1, "--forward-batch", 1, "--dry-run", "-q", "--out", tmp_path / "set")
+    result = run("export", "--pipeline", pipeline, *args)
+    assert re.fullmatch(r"Warning: no embedder: .*\n", result.stderr)
+    assert "Warning" not in result.stdout
 
 
 def test_a_quota_that_cannot_be_filled_is_code_1(pipeline, tmp_path) -> None:

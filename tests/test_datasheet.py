@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def _about(path: Path) -> dict[str, Any]:
 def _write_shard(root: Path, plan: DatasetPlan, number: int) -> None:
     shard = plan.shard(number)
     numbers = range(shard.first_image, shard.first_image + shard.images)
-    table, files = _table(plan, numbers), [f"shards/{shard.name}.parquet"]
+    table, files, images = _table(plan, numbers), [f"shards/{shard.name}.parquet"], {}
     if plan.layout == "parquet":
         table["number"] = table["image"]
         pairs = [{"bytes": _encoded(plan, i), "path": f"{plan.key(i)}.png"} for i in numbers]
@@ -168,6 +169,8 @@ def _write_shard(root: Path, plan: DatasetPlan, number: int) -> None:
             path = root / _file(plan, image)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_encoded(plan, image))
+        whole = b"".join(_encoded(plan, image) for image in numbers)
+        images = {"images/*": {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}}
     else:
         files.append(f"shards/{shard.name}.tar")
         with tarfile.open(root / files[-1], "w") as tar:
@@ -185,8 +188,8 @@ def _write_shard(root: Path, plan: DatasetPlan, number: int) -> None:
         "first_image": shard.first_image,
         "images": shard.images,
         "identities": shard.identities,
-        "groups": {},
-        "files": {name: _about(root / name) for name in files},
+        "groups": dict(Counter(table["group"].to_pylist())),
+        "files": {name: _about(root / name) for name in files} | images,
     }
     (root / f"shards/{shard.name}.json").write_text(json.dumps(sidecar))
 
@@ -544,7 +547,8 @@ def test_files_and_bytes_are_those_on_disk(full, plain) -> None:
     root, record = full
     assert record["files"]["latents.npy"] == _about(root / "latents.npy")
     assert set(record["files"]) >= {"plan.json", "parts.json", "gate.json", "identities.parquet", "embeddings.npy"}
-    assert record["counts"]["bytes"] == sum(p.stat().st_size for p in (root / "shards").glob("*.parquet"))
+    files = [*(root / "shards").glob("*.parquet"), *(root / "images").rglob("*.png")]
+    assert record["counts"]["bytes"] == sum(p.stat().st_size for p in files)
     assert DatasetPlan.from_dict(record["plan"]) == plain
 
 

@@ -209,6 +209,21 @@ def test_webdataset_reads_the_tars(tmp_path: Path) -> None:
     assert (faces.size, labels) == ((9, 9), 0)
 
 
+def test_datasets_reads_the_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    from datasets import load_dataset
+
+    plan = _plan(image_format="png")
+    _write(tmp_path / "set", plan)
+    files = [str(tmp_path / f"set/shards/{shard.name}.tar") for shard in _shards(plan)]
+    faces = list(load_dataset("webdataset", data_files=files, split="train", streaming=True))
+    assert [item["json"]["image"] for item in faces] == list(range(plan.images))
+    for image, item in enumerate(faces):
+        assert np.array_equal(np.asarray(item["png"]), _pixels(image))
+        assert (int(item["cls"]), item["__key__"]) == (image // 4, plan.key(image))
+
+
 def test_datasets_reads_the_parquet_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -657,8 +672,9 @@ def test_a_writer_that_was_killed_leaves_no_draft_to_the_next(layout: str, tmp_p
     """Or a run that is often killed would fill the disk before it is finished and cleaned."""
     plan = _plan(layout)
     shard, other = plan.shard(1), tmp_path / "shards/.00002.parquet.abc.tmp"
-    assert _killed(lambda: write_shard(tmp_path, plan, shard, _rows(plan, shard)), 5)
-    assert len(list(tmp_path.rglob("*.tmp"))) >= 1
+    step = 3 if layout == "parquet" else 5  # there are fewer
+    assert _killed(lambda: write_shard(tmp_path, plan, shard, _rows(plan, shard)), step)
+    assert list(tmp_path.rglob("*.tmp"))
     other.write_bytes(b"of another writer")
     write_shard(tmp_path, plan, shard, _rows(plan, shard))
     assert list(tmp_path.rglob("*.tmp")) == [other]

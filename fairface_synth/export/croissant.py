@@ -6,13 +6,13 @@ Plain JSON-LD; the package mlcroissant is not needed to write it, and reads it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .plan import DatasetPlan
+from .storage import AGAIN, load_sidecar, sidecar_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,21 +112,15 @@ def read_sidecars(root: Path, plan: DatasetPlan) -> Iterator[dict[str, Any]]:
         DataError: one is missing, damaged, or of another plan.
     """
     for number in range(plan.shards):
-        path = root / "shards" / f"{plan.shard(number).name}.json"
-        try:
-            sidecar = json.loads(path.read_text(encoding="utf-8"))
-            files = {name: (int(f["bytes"]), str(f["sha256"])) for name, f in sidecar["files"].items()}
-            found = sidecar["plan"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content, problem = load_sidecar(root, plan, plan.shard(number))
+        if content is None:
             raise DataError(
-                f"shard {number} is not finished, or its sidecar is damaged: {path}",
-                expected="the json file that is written when a shard is done",
-                got=f"{type(error).__name__}: {error}",
-                fix="run the export again: it makes what is missing",
-            ) from error
-        if found != plan.digest:
-            raise DataError(f"{path} belongs to another plan", expected=plan.digest, got=found)
-        yield {**sidecar, "files": {name: {"bytes": n, "sha256": sha} for name, (n, sha) in files.items()}}
+                f"shard {number} is not finished",
+                expected=f"{sidecar_path(root, plan.shard(number))}, which is written when a shard is done",
+                got=problem,
+                fix=AGAIN,
+            )
+        yield content
 
 
 def hash_file(path: Path) -> dict[str, Any]:

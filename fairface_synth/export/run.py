@@ -248,7 +248,9 @@ class _Run:
     def _gate(self) -> Gate:
         """The gate, with the first round written."""
         first = self.files.round(0)
+        start = time.monotonic()
         threshold = read_round(first)[1] if first.exists() else set_threshold(self.maker)
+        self.log.write("threshold", cosine=threshold, seconds=round(time.monotonic() - start, 3))
         parts, device = self.maker.parts, self.maker.device
         gate = Gate(self.plan, parts.groups, self.files, threshold, parts.reference, device)
         if not first.exists():
