@@ -21,6 +21,8 @@ from .errors import DataError
 from .groups import Groups
 
 _VERSION = 1
+_UMASK = os.umask(0)  # it can only be read by setting it: once, while there is one thread
+os.umask(_UMASK)
 
 
 def has_values(x: Tensor) -> bool:
@@ -38,9 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         with temporary.open("rb+") as f:
             os.fsync(f.fileno())
         temporary.replace(path)

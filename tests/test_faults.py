@@ -588,3 +588,29 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     estimate = fake_world.export(tmp_path / "set", dry_run=True)
     assert "Nothing was written" in str(estimate)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_repair_with_other_bytes_makes_the_record_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another Pillow encodes: the images are right, and croissant.json has to be written again."""
+    import io
+
+    from PIL import Image
+
+    from fairface_synth.export import checking
+
+    def other(pixels: Any, plan: Any) -> bytes:
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "png", compress_level=1)
+        return data.getvalue()
+
+    root, plan = tmp_path / "set", {"image_format": "png"}
+    fake_world.export(root, plan)
+    tar = root / "shards" / "00001.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    monkeypatch.setattr(checking, "encode", other)
+    check = verify_dataset(root, make_source().generator, repair=True, progress=False)
+    assert check.repaired == ("shard 1",)
+    assert list(check.problems) == ["croissant.json"]
+    (root / "croissant.json").unlink()
+    fake_world.export(root, plan)
+    assert verify_dataset(root, progress=False).ok

@@ -187,7 +187,7 @@ def read_plan(path: str | os.PathLike[str]) -> DatasetPlan:
     file = Path(path) / "plan.json"
     try:
         return DatasetPlan.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{path} is no set", expected="a folder that ffs.export wrote, with plan.json", got="no plan.json"
         ) from error
@@ -216,7 +216,7 @@ def _problems(root: Path, plan: DatasetPlan, threads: int, progress: bool) -> di
     for name in SHEET:
         if not (root / name).exists():
             found[name] = ["missing: run the same export again, it finishes the set"]
-    return found
+    return found | _croissant_problems(root, plan)
 
 
 def _identity_problems(root: Path) -> dict[str, list[str]]:
@@ -248,6 +248,24 @@ def _head_problems(root: Path) -> dict[str, list[str]]:
     if not (root / "parts.json").exists():
         found["parts.json"] = ["missing: run the same export again"]
     return found
+
+
+def _croissant_problems(root: Path, plan: DatasetPlan) -> dict[str, list[str]]:
+    """Whether croissant.json has the sidecars' checksums: a shard that was made again elsewhere may have others."""
+    try:
+        record = json.loads((root / "croissant.json").read_text(encoding="utf-8"))
+        told = {file["contentUrl"]: file["sha256"] for file in record["distribution"] if "sha256" in file}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        return {"croissant.json": ["damaged: delete it and run the same export again"]}
+    sidecars = (read_sidecar(root, plan, plan.shard(k)) for k in range(plan.shards))
+    kept = {name: file["sha256"] for s in sidecars if s is not None for name, file in s["files"].items()}
+    old = [name for name in told.keys() & kept.keys() if told[name] != kept[name]]
+    if not old:
+        return {}
+    text = f"it has another checksum of {min(old)} than the shard: delete it and run the same export again"
+    return {"croissant.json": [text]}
 
 
 def _duplicates(root: Path, plan: DatasetPlan, problems: Mapping[str, Any]) -> list[tuple[str, str]]:
