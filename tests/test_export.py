@@ -54,7 +54,7 @@ def no_datasheet() -> Iterator[None]:
     def write(root: Path, *parts: Any, **more: Any) -> None:
         files = {name: gate.describe_file(root / name) for name in ("parts.json", "gate.json")}
         for name in run.SHEET:
-            (root / name).write_text(json.dumps({"files": files}))
+            (root / name).write_text(json.dumps({"files": files, "distribution": []}))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_datasheet", write)
@@ -724,7 +724,7 @@ def test_bundled_world(tmp_path: Path, world: Any) -> None:
         ),
     }.items():
         path = tmp_path / method
-        report = export_set(pipeline, plan, path, axes=axes, judge=world.judge, progress=False)
+        report = export_set(pipeline, plan, path, axes=axes, judge=world.judge, threshold=0.8, progress=False)
         assert report.complete
         assert verify_dataset(path, progress=False).ok
         text = (path / "README.md").read_text()
