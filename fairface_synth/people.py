@@ -142,12 +142,16 @@ def natural_threshold(
     Raises:
         DataError: fmr out of range, too few faces for it, or an embedder that gives no unit vectors.
     """
-    if n is None:
-        n = max(2000, math.ceil(math.sqrt(100 / fmr)) + 1) if 0 < fmr < 1 else 2000
+    n = impostors_for(fmr) if n is None else n
     z = draw_latents(generator, seed, 0, n, stream=_IMPOSTOR_STREAM)
     w = (generator.map(chunk, truncation_psi=truncation_psi) for chunk in z.split(batch_size))
     images = (generator.synthesize(chunk) for chunk in w)
     return threshold_among(embed(embedder, images, progress=False), fmr)
+
+
+def impostors_for(fmr: float) -> int:
+    """Faces whose pairs show a false match rate: 2,000, or as many as give 50 false matches."""
+    return max(2000, math.ceil(math.sqrt(100 / fmr)) + 1) if 0 < fmr < 1 else 2000
 
 
 def axis_steps(axis: Axis) -> Tensor:

@@ -72,15 +72,19 @@ class DatasetCheck:
         if self.repaired:
             lines.append(f"made again: {', '.join(self.repaired)}")
         if self.ok:
-            return "\n".join([*lines, "every file, checksum, row and image is as planned; no image occurs twice"])
+            text = "every shard, index, checksum, row and image is as planned; no image occurs twice"
+            return "\n".join([*lines, text + " (README.md and figures are not compared)"])
         for name, problems in self.problems.items():
             more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-            lines += [f"{name}: {text}" for text in (*problems[:_SHOWN], *more)]
+            lines += [t if t.startswith(name) else f"{name}: {t}" for t in (*problems[:_SHOWN], *more)]
         if set(self.problems) == {"duplicates"}:
             fix = "equal images have equal latents, as planned: was perturbation 0, or does an axis move nothing?"
         else:
-            fix = "fix: verify_dataset(path, pipeline, repair=True) makes damaged shards again from their latents, and"
-            fix += " running the same export again makes what is missing"
+            fix = (
+                "fix: run the same export again, it makes what is missing. Damaged shards: repair=True (--repair) with "
+                "the generator, from the latents in their index; where index or sidecar are lost, with the pipeline "
+                "and the axes of the export (--pipeline, --axes). Files that do not belong there: delete them"
+            )
         return "\n".join([*lines, fix])
 
 
@@ -244,7 +248,8 @@ def _head_problems(root: Path) -> dict[str, list[str]]:
         wrong = []
     except (ValueError, KeyError, TypeError):
         return {"dataset.json": ["damaged: delete it and run the same export again"]}
-    found = {name: ["its checksum is not dataset.json's: delete it and run the same export again"] for name in wrong}
+    again = "it is not as it was when dataset.json was written: if it is what it should be, delete dataset.json, or"
+    found = {name: [f"{again} else {name}, and run the same export again"] for name in wrong}
     if not (root / "parts.json").exists():
         found["parts.json"] = ["missing: run the same export again"]
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..people import impostors_for
 from .making import Identities, Maker, set_threshold
 from .plan import DatasetPlan, Shard
 
@@ -41,13 +42,14 @@ class ExportEstimate:
 
     def __str__(self) -> str:
         room = "enough" if self.free > 1.1 * (self.bytes + self.work) else "NOT ENOUGH"
+        free = _gigabytes(self.free)
         return (
             f"{self.plan}\n"
             f"disk:  {_gigabytes(self.bytes)}, and {_gigabytes(self.work)} until the set is finished; "
-            f"free: {_gigabytes(self.free)} ({room})\n"
-            f"time:  {self.seconds / 3600:.2g} hours of one process on this device: {self.images_per_second:,.1f} "
-            f"images/s, {self.candidates_per_second:,.1f} candidates/s of which {self.confirmed:.0%} are confirmed; "
-            "candidates like somebody before come on top\n"
+            f"free: {free} ({room})\n"
+            f"time:  {_duration(self.seconds)} of one process on this device: {self.images_per_second:,.1f} images/s, "
+            f"{self.candidates_per_second:,.1f} candidates/s of which {self.confirmed:.0%} are confirmed; candidates "
+            "like somebody before come on top, and the datasheet at the end\n"
             "Nothing was written."
         )
 
@@ -73,7 +75,10 @@ def estimate(maker: Maker, root: Path) -> ExportEstimate:
     images_per_second = len(encoded) / (time.perf_counter() - start)
     shares = [float(made.confirmed[ids == i].double().mean()) for i in g]
     drawn = sum(n / max(share, 1 / plan.budget) for n, share in zip(plan.quota.values(), shares, strict=True))
-    looking = drawn / candidates_per_second if plan.verify or plan.fmr is not None else 0
+    looked_at = drawn if plan.verify or plan.fmr is not None else 0
+    if isinstance(plan.fmr, float) and maker.parts.threshold is None:
+        looked_at += impostors_for(plan.fmr)  # to measure the threshold
+    looking = looked_at / candidates_per_second
     each = float(np.mean([_stored_bytes(n, plan) for n in encoded])) + _INDEX_BYTES + 4 * made.latents[0].numel()
     numbers = 4 * (made.latents[0].numel() + made.embeddings.shape[1])
     exists = next(p for p in (root, *root.absolute().parents) if p.exists())
@@ -97,6 +102,14 @@ def _stored_bytes(encoded: int, plan: DatasetPlan) -> int:
     if plan.layout == "webdataset":  # three members: a block of header each, and whole blocks
         return 5 * 512 + -(-encoded // 512) * 512
     return encoded + (60 if plan.layout == "rec" else 0)  # header, padding, a line of train.idx
+
+
+def _duration(seconds: float) -> str:
+    """3 s, 12 min, 5.1 hours, 14 days."""
+    for unit, size in {"days": 86400, "hours": 3600, "min": 60}.items():
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{max(1, seconds):,.0f} s"
 
 
 def _gigabytes(n: float) -> str:

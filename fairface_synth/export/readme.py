@@ -37,6 +37,7 @@ def readme(record: Section, plan: DatasetPlan, groups: Groups, figures: list[str
     parts = [
         "# A set of synthetic faces",
         summary(record),
+        _headline(record),
         "Everything here is also in `dataset.json`, with all groups and digits. Every number in brackets is a 95 % "
         f"interval. Measured on the face (image 0) of {measured}, as stored, spread evenly over every group; labels "
         f"below a confidence of {audit['min_confidence']:g} count as unsure.",
@@ -74,6 +75,19 @@ def readme(record: Section, plan: DatasetPlan, groups: Groups, figures: list[str
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _headline(record: Section) -> str:
+    """What everybody should know before using the groups."""
+    told = [
+        f"the {who} sees the group it was made for in {_text(record['shares'][who]['labelled as aimed']['all'])}"
+        for who in ("labeller", "judge")
+        if record["shares"][who]["measured"]
+    ]
+    if not told:
+        return "**Groups are what faces were made for; no labeller has looked at them.**"
+    chosen = ", which selected them" if record["plan"]["verify"] else ""
+    return f"**Of these faces, {'; '.join(told).replace('labeller sees', f'labeller{chosen}, sees')}.**"
+
+
 def _table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """A table whose cells, names of groups among them, may hold anything."""
     return markdown_table([_cell(x) for x in header], [[_cell(x) for x in row] for row in rows])
@@ -93,6 +107,9 @@ def _how(record: Section) -> str:
         "identities new to each other": "not checked"
         if plan["fmr"] is None
         else f"at a false match rate of {plan['fmr']:g}",
+        "variations": "steps along the axes"
+        if record["describe"].get("axes")
+        else f"moved by {plan['perturbation']:g} towards other faces of the group",
         "variations held to the same person": "yes" if plan["same_person"] else "no",
         "images": f"{plan['image_format']}, quality {plan['quality']}, {plan['subsampling']}"
         if plan["image_format"] == "jpeg"

@@ -165,11 +165,13 @@ def export(
         audit=audit,
     )
     maker = Maker(plan, parts, threads=threads, ahead=batch_size)
+    if judge is not None and judge is parts.labeller:
+        warnings.warn("the judge is the labeller: its verdict on the set proves nothing", stacklevel=2)
+    refuse_others(root, maker)
     if dry_run:
         return estimate(maker, root)
     crew = crew_of(engine, rank, world_size, actors, gpus_per_actor)
     sheet = {"licence": licence, "audit": audit}
-    refuse_others(root, maker)
     with closing(crew), disk_errors(root), lock(root, crew.rank), Log(root, crew.rank) as log:
         before = _written(GateFiles(root).stopped)
         run = _Run(maker, root, crew, log, progress, command or " ".join(sys.argv), before)
@@ -249,6 +251,8 @@ class _Run:
         """The gate, with the first round written."""
         first = self.files.round(0)
         start = time.monotonic()
+        if self.progress and self.plan.fmr is not None and self.maker.parts.threshold is None and not first.exists():
+            print(f"measuring the cosine of FMR {self.plan.fmr:g} on natural faces …", file=sys.stderr, flush=True)
         threshold = read_round(first)[1] if first.exists() else set_threshold(self.maker)
         self.log.write("threshold", cosine=threshold, seconds=round(time.monotonic() - start, 3))
         parts, device = self.maker.parts, self.maker.device

@@ -77,5 +77,6 @@ def _taken(root: Path, rank: int, whose: str) -> DataError:
         f"{root} is being written by another export",
         expected="one exporter at a time" + (f" as rank {rank}" if rank else ""),
         got=whose,
-        fix="wait for it or stop it; a lock of a process that died is free by itself",
+        fix="wait for it or stop it; a lock of a process that died is free by itself. Ranks of one run need "
+        "engine='torchrun'",
     )
