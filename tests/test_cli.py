@@ -274,7 +274,7 @@ def test_an_occupied_folder_is_refused_before_the_work(pipeline) -> None:
     start = time.monotonic()
     result = run("fit", "--n", 10**6, "--out", pipeline, code=2)
     assert "--overwrite" in result.stderr
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # labelling would take hours
 
 
 def test_models_are_found_again_from_files_and_other_ones_are_refused(pipeline, world, tmp_path, monkeypatch) -> None:
