@@ -370,13 +370,13 @@ def test_a_batch_is_made_without_waiting(kwargs: dict) -> None:
     recipe = stream(_source(), 8, transform=augment, **kwargs)._recipe
     with FakeTensorMode():
         axes = (ffs.Axis.spread(_direction(0).to("cuda"), 4), ffs.Axis.between(_direction(1).to("cuda"), 3))
-        recipe = dataclasses.replace(
-            recipe,
+        people = dataclasses.replace(
+            recipe.people,
             source=_source(device="cuda"),
-            cycle=torch.arange(6, device="cuda"),
             axes=axes if "axes" in kwargs else None,
             screen=_cuda_screen() if "candidates" in kwargs else None,
         )
+        recipe = dataclasses.replace(recipe, people=people, cycle=torch.arange(6, device="cuda"))
         for x in recipe.batch(3):
             assert x.device.type == "cuda"
 
