@@ -891,7 +891,7 @@ class _Exported:
 
 @_command("""
 fairface-synth demo
-fairface-synth demo --out /tmp/demo --quiet
+fairface-synth demo --out demo --quiet
 """)
 @click.option("--out", type=_OUT, default=Path("fairface-demo"), show_default=True, help="Folder of everything.")
 @click.option("--n", type=click.IntRange(500), default=4000, show_default=True, help="Latents to label.")

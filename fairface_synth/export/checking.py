@@ -25,6 +25,7 @@ from ..images import from_uint8
 from ..models.protocols import Generator
 from ..people import Source
 from ..variations import Axis, Detector
+from .datasheet import SHEET
 from .disk import disk_errors
 from .encoding import encode
 from .engines import Task, Worker
@@ -33,7 +34,6 @@ from .joining import check_finish, finish
 from .making import Maker, Parts, gather
 from .plan import DatasetPlan, Shard
 from .provenance import generator_prints, refuse_others
-from .run import SHEET
 from .session import lock
 from .shard_checks import check_shard
 from .storage import index_path, read_index, read_sidecar

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT, VERSION = "fairface_synth.dataset", 1
+SHEET = ("dataset.json", "README.md", "croissant.json")  # files of a described set
 LICENCE_FIELDS = (
     "name",
     "url",

@@ -25,7 +25,7 @@ from ..label_noise import Confusion
 from ..models.protocols import Embedder, Labeller
 from ..people import Source, check_source
 from ..variations import Axis, Detector
-from .datasheet import check_datasheet, write_datasheet
+from .datasheet import SHEET, check_datasheet, write_datasheet
 from .disk import disk_errors
 from .engines import Crew, Task, Worker, crew_of
 from .estimate import ExportEstimate, estimate
@@ -37,8 +37,6 @@ from .provenance import heads, read_json, refuse_others
 from .readers import open_dataset
 from .session import Log, lock
 from .writing import clean
-
-SHEET = ("dataset.json", "README.md", "croissant.json")
 
 
 @dataclass(frozen=True)
