@@ -451,7 +451,8 @@ def _allowed_matches(fmr: float, comparisons: int) -> int:
 def _just_above(refused: Tensor, fmr: float, comparisons: int) -> Tensor:
     """The lowest cosine above the highest score that must not match."""
     value = torch.nextafter(refused, torch.full_like(refused, torch.inf))
-    if not float(value) <= 1:
+    # The cosine of an embedding with its own copy is 1 up to rounding, below as well as above.
+    if not float(value) < 1 - 8 * torch.finfo(value.dtype).eps:
         raise DataError(
             f"no cosine keeps an FMR of {fmr:g}",
             expected=f"at most {math.floor(fmr * comparisons + 1e-6):,} of {comparisons:,} impostor scores at 1",

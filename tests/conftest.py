@@ -1,4 +1,4 @@
-"""Shared by all tests: few threads, skipping CUDA tests without a device, and the optional reference folder."""
+"""Shared by all tests: the same random numbers in every run, skipping CUDA tests without a device, reference data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ from hypothesis import settings
 
 import fairface_synth as ffs
 
-settings.register_profile("default", deadline=None, max_examples=30)
+# A change is judged by the same examples as the one before it; `--hypothesis-profile explore` looks for new ones.
+settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=200)
 settings.load_profile("default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    torch.manual_seed(0)  # again: what a fixture drew does not depend on which test came first, nor does what follows
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -695,7 +695,16 @@ def test_threshold_among_refuses_what_it_cannot_know() -> None:
     x = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
     with pytest.raises(DataError, match="too few impostor scores"):
         threshold_among(x, 1e-2)
-    with pytest.raises(DataError, match="no cosine keeps"):
-        threshold_among(x[:1].expand(20, -1), 0.5)
     with pytest.raises(DataError, match="FMR is a share"):
         threshold_among(x, 0.0)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, 8, 512]), st.sampled_from([torch.float32, torch.float64]))
+def test_copies_of_one_face_have_no_threshold(seed: int, dim: int, dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    one = torch.nn.functional.normalize(torch.randn(1, dim, generator=rng, dtype=dtype), dim=1)
+    copies = one.repeat(20, 1)  # whose cosines are 1 up to rounding only
+    with pytest.raises(DataError, match="no cosine keeps"):
+        threshold_among(copies, 0.5)
+    with pytest.raises(DataError, match="no cosine keeps"):
+        threshold_at_fmr(impostor_scores(copies), 0.5)
