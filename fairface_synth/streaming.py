@@ -7,11 +7,8 @@ face and its variations, depends on (seed, j) alone: ranks, workers and how far 
 from __future__ import annotations
 
 import math
-import queue
-import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -27,6 +24,7 @@ from .label_noise import CorrectedQuota
 from .latents import normals, to_layers
 from .models.pretrained import check_images, resize
 from .people import MAX_IMAGES, Drawing, People, Source, axis_steps, check_axes, check_source
+from .prefetch import Prefetch
 from .variations import Axis
 
 Transform = Callable[[Tensor, Tensor], Tensor]  # (images [n, 3, H, W], their numbers int64 [n]) → images
@@ -144,7 +142,7 @@ class SyntheticStream(IterableDataset[SyntheticBatch]):
         self.step = 0
         self._recipe, self._rank, self._world_size, self._prefetch = recipe, rank, world_size, prefetch
         self._device = recipe.device if device is None else torch.device(device)
-        self._ahead: _Thread | _SideStream | None = None
+        self._ahead: _Ahead | None = None
 
     def __repr__(self) -> str:
         r = self._recipe
@@ -171,7 +169,7 @@ class SyntheticStream(IterableDataset[SyntheticBatch]):
         if self._ahead is None:
             self._ahead = self._start()
         try:
-            batch = self._ahead.get()
+            batch = next(self._ahead)
         except BaseException:
             self.close()
             raise
@@ -224,11 +222,12 @@ class SyntheticStream(IterableDataset[SyntheticBatch]):
     def _number(self, step: int) -> int:
         return step * self._world_size + self._rank
 
-    def _start(self) -> _Thread | _SideStream:
+    def _start(self) -> _Ahead:
         numbers = count(self._number(self.step), self._world_size)
         if self._recipe.device.type == "cuda":
             return _SideStream(self._recipe, numbers, self._prefetch)
-        return _Thread(self._recipe, numbers, self._prefetch, pin=self._device.type == "cuda")
+        batches = _batches(self._recipe, numbers, pin=self._device.type == "cuda")
+        return Prefetch(batches, self._prefetch, "synthetic batches") if self._prefetch else batches
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ahead": None}  # a thread does not survive pickling
@@ -329,62 +328,10 @@ def _spread(counts: Sequence[int]) -> list[int]:
 # --- making batches ahead -------------------------------------------------------------------------------------------
 
 
-class _Thread:
-    """Makes batches in a thread of its own, at most `depth` before they are asked for; depth 0: without a thread."""
-
-    def __init__(self, recipe: _Recipe, numbers: Iterator[int], depth: int, pin: bool) -> None:
-        self._recipe, self._numbers, self._pin = recipe, numbers, pin
-        self._depth = depth
-        if depth:
-            self._ready: queue.SimpleQueue[SyntheticBatch | BaseException] = queue.SimpleQueue()
-            self._room, stop = threading.Semaphore(depth), threading.Event()
-            # The thread knows nothing of this object, so that dropping the stream ends it; so does the interpreter's
-            # exit, before which a daemon thread must be out of torch.
-            work = (recipe, numbers, pin, self._ready, self._room, stop)
-            thread = threading.Thread(target=_work, args=work, name="synthetic batches", daemon=True)
-            self._end = weakref.finalize(self, _join, thread, self._room, stop)
-            thread.start()
-
-    def get(self) -> SyntheticBatch:
-        if not self._depth:
-            return _make(self._recipe, next(self._numbers), self._pin)
-        batch = self._ready.get()
-        self._room.release()
-        if isinstance(batch, BaseException):
-            raise batch
-        return batch
-
-    def close(self) -> None:
-        if self._depth:
-            self._end()
-
-
-def _work(
-    recipe: _Recipe,
-    numbers: Iterator[int],
-    pin: bool,
-    ready: queue.SimpleQueue[SyntheticBatch | BaseException],
-    room: threading.Semaphore,
-    stop: threading.Event,
-) -> None:
-    while room.acquire() and not stop.is_set():
-        try:
-            ready.put(_make(recipe, next(numbers), pin))
-        except BaseException as error:  # whatever it is, it belongs to whoever waits for the batch
-            ready.put(error)
-            return
-
-
-def _join(thread: threading.Thread, room: threading.Semaphore, stop: threading.Event) -> None:
-    stop.set()
-    room.release()
-    if thread is not threading.current_thread():  # garbage may be collected in any thread
-        thread.join()
-
-
-def _make(recipe: _Recipe, number: int, pin: bool) -> SyntheticBatch:
-    batch = recipe.batch(number)
-    return SyntheticBatch(*(x.pin_memory() for x in batch)) if pin else batch
+def _batches(recipe: _Recipe, numbers: Iterator[int], pin: bool) -> Generator[SyntheticBatch, None, None]:
+    for number in numbers:
+        batch = recipe.batch(number)
+        yield SyntheticBatch(*(x.pin_memory() for x in batch)) if pin else batch
 
 
 class _SideStream:
@@ -400,7 +347,7 @@ class _SideStream:
         self._stream.wait_stream(torch.cuda.current_stream(recipe.device))  # the weights may still be on their way
         self._queue: deque[tuple[SyntheticBatch, torch.cuda.Event]] = deque()
 
-    def get(self) -> SyntheticBatch:
+    def __next__(self) -> SyntheticBatch:
         while len(self._queue) <= self._depth:
             with torch.cuda.stream(self._stream):
                 batch = self._recipe.batch(next(self._numbers))
@@ -414,6 +361,9 @@ class _SideStream:
 
     def close(self) -> None:
         self._queue.clear()
+
+
+_Ahead = Prefetch[SyntheticBatch] | Generator[SyntheticBatch, None, None] | _SideStream
 
 
 # --- the trainer's format -------------------------------------------------------------------------------------------

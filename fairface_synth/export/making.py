@@ -1,20 +1,18 @@
 """Making a plan's faces: candidates for identities, and the images of a shard.
 
-Every network sees batches of exactly `plan.forward_batch` rows, the last one filled up: the last bits of an image
-depend on the shapes of the batch, and stored sets must not depend on how the work was divided.
+Every network sees batches of exactly `plan.forward_batch` rows, and drawing another fixed number, the last one filled
+up: the last bits of an image depend on the shapes of the batch, and stored sets must not depend on how the work was
+divided.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +27,7 @@ from ..latents import to_layers
 from ..models.facenet import Detections, align_faces, faces_found
 from ..models.protocols import Embedder, Generator, Labeller
 from ..people import People, Source, check_axes, check_source, natural_threshold
+from ..prefetch import Prefetch
 from ..streaming import to_recognition_format
 from ..variations import Axis, Detector
 from .encoding import encode
@@ -38,6 +37,7 @@ from .writing import Row
 # Numbers beyond all that `Pipeline.sample` and `stream` of the same seed use.
 _NATURAL, _NEIGHBOURS = 2**50, 2**50 + 2**48
 _FACTORS = (1.0, 0.5, 0.25)
+_DRAWN_TOGETHER = 256  # latents: drawing takes many small operations, whatever their number
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Maker:
             truncation_psi=plan.truncation_psi,
             seed=plan.seed,
             neighbours=_NEIGHBOURS,
-            rows=plan.forward_batch,
+            rows=_DRAWN_TOGETHER,
         )
 
     def person(self, ids: Tensor, index: Tensor) -> Tensor:
@@ -239,8 +239,11 @@ class Maker:
         """The shard's images in order, encoded in other threads while the next ones are made."""
         pool = ThreadPoolExecutor(self.threads, "encode")
         waiting: deque[tuple[Future[bytes], Row]] = deque()
+        one_behind = _one_behind(self._batches(shard, identities))
+        # A GPU goes on while this thread writes; on a CPU, whose cores synthesis fills, one more thread costs time.
+        batches = one_behind if self.device.type == "cpu" else Prefetch(one_behind, 2, "synthesis")
         try:
-            for made in _in_thread(_one_behind(self._batches(shard, identities)), depth=2):
+            for made in batches:
                 rows = self._rows(made, identities.names)
                 pixels = made.pixels.numpy()
                 waiting += [(pool.submit(encode, p, self.plan), row) for p, row in zip(pixels, rows, strict=True)]
@@ -250,14 +253,16 @@ class Maker:
             while waiting:
                 yield _encoded(waiting)
         finally:
+            if isinstance(batches, Prefetch):
+                batches.close()
             pool.shutdown(cancel_futures=True)
 
     @torch.no_grad()
     def _batches(self, shard: Shard, identities: Identities) -> Iterator[_OnHost]:
         k, size = self.plan.images_per_identity, self.plan.forward_batch
         pending: list[_Work] = []
-        for first in range(0, shard.identities, max(1, size // k)):
-            last = min(shard.identities, first + max(1, size // k))
+        for first in range(0, shard.identities, max(1, _DRAWN_TOGETHER // k)):
+            last = min(shard.identities, first + max(1, _DRAWN_TOGETHER // k))
             pending.append(self._work(identities.take(shard.first_identity + first, last - first)))
             while sum(len(p.ids) for p in pending) >= size:
                 joined = _Work(*(torch.cat(x) for x in zip(*pending, strict=True)))
@@ -427,44 +432,6 @@ def _one_behind(batches: Iterator[_OnHost]) -> Iterator[_Made]:
         last = batch
     if last is not None:
         yield last.get()
-
-
-_T = TypeVar("_T")
-
-
-def _in_thread(items: Iterator[_T], depth: int) -> Iterator[_T]:
-    """The same items, made in another thread, at most `depth` ahead; what it raises is raised here."""
-    ready: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: _T | None, error: BaseException | None = None) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put((item, error), timeout=0.1)
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=work, name="synthesis", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _range(images: Tensor) -> Tensor:

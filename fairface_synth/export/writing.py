@@ -13,6 +13,8 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,10 +177,9 @@ class _Draft:
         if self.plan.layout == "webdataset":
             assert self.file is not None
             offset = self.file.tell() + 512
-            for name, content in _members(data, row, self.plan):
-                self.file.write(_tar_header(name, len(content)))
-                self.file.write(content)
-                self.file.write(bytes(-len(content) % 512))
+            members = _members(data, row, self.plan)
+            parts = ((_tar_header(name, len(x)), x, bytes(-len(x) % 512)) for name, x in members)
+            self.file.write(b"".join(chain.from_iterable(parts)))
             return offset
         if self.plan.layout == "rec":
             assert self.file is not None
@@ -267,11 +268,22 @@ def _members(data: bytes, row: Row, plan: DatasetPlan) -> Iterator[tuple[str, by
 
 
 def _tar_header(name: str, size: int) -> bytes:
+    """What `tarfile` writes, made from its header of another member: names, sizes and checksums alone differ."""
+    blank, total = _blank_header()
+    named, sized = name.encode().ljust(100, b"\0"), b"%011o" % size
+    checksum = b"%06o" % (total + sum(named) + sum(sized))
+    return b"".join((named, blank[100:124], sized, blank[135:148], checksum, blank[154:]))
+
+
+@cache
+def _blank_header() -> tuple[bytes, int]:
+    """A header, and the sum of its bytes without name, size and checksum."""
     import tarfile
 
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644  # owner, group and time are 0
-    return info.tobuf(tarfile.USTAR_FORMAT)
+    info = tarfile.TarInfo()
+    info.mode = 0o644  # owner, group and time are 0
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    return header, sum(header[100:124]) + sum(header[135:148]) + 8 * ord(" ") + sum(header[156:])
 
 
 # --- the index --------------------------------------------------------------------------------------------------------
