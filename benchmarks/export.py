@@ -96,18 +96,20 @@ def fresh(args: argparse.Namespace, name: str) -> Path:
     return folder
 
 
-def export_words(images: int, k: int, *more: object) -> tuple[object, ...]:
+def export_words(images: int, k: int, *more: object, shard: int = 1000) -> tuple[object, ...]:
     quota = images // (GROUPS * k)
     return (
         *("export", "--pipeline", "../pipeline", "--out", "set", "--quota", quota, "--images-per-identity", k),
-        *("--shard-size", max(k, 1000 // k * k), "--axes", "demo", "--judge", "demo", *more),
+        *("--shard-size", max(k, shard // k * k), "--axes", "demo", "--judge", "demo", *more),
     )
 
 
-def bare(pipeline: Path, threads: int | None = None) -> float:
-    """Images per second of the generator alone, in a process of its own."""
-    words = [sys.executable, __file__, "--bare", str(pipeline)]
-    return float(subprocess.run(words, env=environment(threads), capture_output=True, text=True, check=True).stdout)
+def bare(pipeline: Path, threads: int | None = None, processes: int = 1) -> float:
+    """Images per second of the generator alone, in processes of its own, all told."""
+    words, env = [sys.executable, __file__, "--bare", str(pipeline)], environment(threads)
+    crew = [subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    rates = [float(process.communicate()[0]) for process in crew]
+    return sum(rates)
 
 
 @torch.no_grad()
@@ -294,14 +296,15 @@ def memory(args: argparse.Namespace, pipeline: Path) -> str:
 
 
 def ranks(args: argparse.Namespace, pipeline: Path) -> str:
-    """Images per second of several processes on one folder, one thread each."""
+    """Images per second of several processes on one folder, one thread each, beside as many that only synthesise."""
     rows, first = [], None
     for n in (1, 2, 4):
         if n > 2 * (os.cpu_count() or 1):
             break
         folder = fresh(args, "ranks")
         out = folder / "set"
-        words = export_words(args.images // 2, 10, "--fmr", "none", "--engine", "torchrun")
+        # Twelve shards, so that every rank gets as many.
+        words = export_words(args.images // 2, 10, "--fmr", "none", "--engine", "torchrun", shard=args.images // 24)
         crew = [
             subprocess.Popen(
                 command(*words, "--threads", 1),
@@ -313,13 +316,13 @@ def ranks(args: argparse.Namespace, pipeline: Path) -> str:
         ]
         if max(process.wait() for process in crew):
             sys.exit("a rank failed")
-        log = events(out)
-        shards = [e for e in log if e["event"].startswith("shard")]
-        busiest = max(sum(e["seconds"] for e in events_of(out, rank)) for rank in range(n))
-        rate = sum(e["images"] for e in shards) / busiest
-        first = first or rate
-        rows.append([str(n), f"{rate:.0f}", f"{rate / first:.2f}", f"{bare(pipeline, 1):.0f}"])
-    return ffs.markdown_table(["ranks", "images/s", "× one rank", "bare images/s of one process alone"], rows)
+        shards = [events_of(out, rank) for rank in range(n)]
+        busiest = max(sum(e["seconds"] for e in rank) for rank in shards)
+        rate = sum(e["images"] for rank in shards for e in rank) / busiest
+        first, alone = first or rate, bare(pipeline, 1, n)
+        rows.append([str(n), f"{rate:.0f}", f"{rate / first:.2f}", f"{alone:.0f}", f"{rate / alone:.0%}"])
+    header = ["ranks", "images/s", "× one rank", "bare images/s of as many processes", "share"]
+    return ffs.markdown_table(header, rows)
 
 
 def events_of(path: Path, rank: int) -> list[dict]:
