@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import pytest
 from fake_world import contents, differences, make_plan
 from torch import Tensor
 
-from fairface_synth import BudgetError, DataError
+from fairface_synth import BudgetError, DataError, ExportReport
 
 TESTS = Path(__file__).parent
 
@@ -75,6 +76,25 @@ def test_ranks_end_when_rank_0_gives_up(tmp_path: Path) -> None:
             errors = [rank.exception(timeout=60) for rank in ranks]
         assert [type(error) for error in errors] == [BudgetError, BudgetError]
         assert str(errors[1]).startswith("rank 0 stopped: the budget is spent")
+
+
+def test_a_missing_rank_is_named_and_may_come_late(
+    local: dict[str, bytes | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules[ExportReport.__module__], "_PATIENCE", 0.1)
+    settings: dict[str, Any] = {"engine": "torchrun", "world_size": 2}
+    said, told = "", "for rank 1 to finish"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fake_world.export, tmp_path / "set", rank=0, **settings)
+        while told not in said and not first.done():
+            time.sleep(0.05)
+            said += capfd.readouterr().err
+        second = pool.submit(fake_world.export, tmp_path / "set", rank=1, **settings)
+        assert first.result(timeout=60).complete
+        assert not second.result(timeout=60).complete
+    assert told in said
+    assert "start it: RANK=1 WORLD_SIZE=2" in said
+    assert differences(tmp_path / "set", local) == []
 
 
 @pytest.mark.slow

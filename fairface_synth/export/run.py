@@ -38,6 +38,8 @@ from .readers import open_dataset
 from .session import Log, lock
 from .writing import clean
 
+_PATIENCE = 15.0  # seconds of silent waiting for other ranks
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -205,7 +207,7 @@ class _Run:
         for name, values in heads(self.maker).items():
             path = self.root / name
             if self.crew.rank > 0:
-                self._wait(path.exists, f"rank 0 to write {name}")
+                self._wait(path.exists, partial("rank 0 to write {}".format, name))
             if not path.exists():
                 write_json(path, values | ({"command": self.command} if name == "parts.json" else {}))
         refuse_others(self.root, self.maker)
@@ -220,7 +222,7 @@ class _Run:
         with self._bar(self.plan.identities, "identities", "id") as bar:
             while not self.files.complete():
                 path = self.files.round(number)
-                self._wait(partial(self._is_settled, path), f"rank 0 to settle round {number}")
+                self._wait(partial(self._is_settled, path), partial("rank 0 to settle round {}".format, number))
                 if self.files.complete():
                     break
                 wanted, _ = read_round(path)
@@ -322,29 +324,37 @@ class _Run:
             self.log.write(str(task), seconds=round(seconds, 3), **rate)
 
     def _wait_for(self, worker: Worker, tasks: Sequence[Task]) -> None:
-        left = list(tasks)
+        left = list(enumerate(tasks))
 
         def done() -> bool:
-            left[:] = [task for task in left if not worker.is_done(task)]
+            left[:] = [(place, task) for place, task in left if not worker.is_done(task)]
             return not left
 
-        self._wait(done, "other ranks to finish their tasks")
+        def others() -> str:
+            ranks = sorted({place % self.crew.world_size for place, _ in left})
+            listed = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+            return (
+                f"rank {listed} to finish {len(left)} of {len(tasks)} tasks, {left[0][1]} first; if it is not running, "
+                f"start it: RANK={ranks[0]} WORLD_SIZE={self.crew.world_size}, the same command"
+            )
 
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        """Poll the shared folder; says what it waits for once a minute.
+        self._wait(done, others)
+
+    def _wait(self, ready: Callable[[], bool], what: Callable[[], str]) -> None:
+        """Poll the shared folder; says what it waits for, soon and then once a minute.
 
         Raises:
             BudgetError: rank 0 has given up meanwhile.
         """
-        said, pause = time.monotonic(), 0.02
+        say, pause = time.monotonic() + _PATIENCE, 0.02
         while not ready():
             if self.crew.rank > 0 and _written(self.files.stopped) not in (None, self.before):
                 raise BudgetError(f"rank 0 stopped: {read_json(self.files.stopped)}")
             time.sleep(pause)
             pause = min(1.5 * pause, 2.0)
-            if time.monotonic() - said > 60:
-                said = time.monotonic()
-                print(f"rank {self.crew.rank}: waiting for {what} in {self.root}", file=sys.stderr, flush=True)
+            if time.monotonic() > say:
+                say = time.monotonic() + 60
+                print(f"rank {self.crew.rank}: waiting in {self.root} for {what()}", file=sys.stderr, flush=True)
 
     def _bar(self, total: int, what: str, unit: str, initial: int = 0) -> Any:
         from tqdm.auto import tqdm
