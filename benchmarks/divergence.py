@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from machine import describe_machine
 
-from fairface_synth.annotation import MAAD_FACE, Annotations
+from fairface_synth.annotation import Annotations
 from fairface_synth.attribute_counts import count_attributes
+from fairface_synth.attribute_schema import MAAD_FACE
 from fairface_synth.reports import markdown_table
 
 

@@ -27,7 +27,8 @@ from machine import describe_machine
 from torch import Tensor
 
 import fairface_synth as ffs
-from fairface_synth.identities import ImpostorScores, Threshold, impostor_scores, novelty, threshold_at_fmr, unique
+from fairface_synth.identities import novelty, unique
+from fairface_synth.thresholds import ImpostorScores, Threshold, impostor_scores, threshold_at_fmr
 
 try:
     import faiss

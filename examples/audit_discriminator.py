@@ -29,12 +29,15 @@ from tqdm import tqdm
 import fairface_synth as ffs
 from fairface_synth.artifacts import atomic_path
 from fairface_synth.audits import AuditReport, audit
+from fairface_synth.covariates import covariates, face_regions
 from fairface_synth.datasets import read_faces
-from fairface_synth.discriminators import InputRange, Sweep, covariates, face_regions, score, score_table, sweep
+from fairface_synth.discriminators import InputRange, score
 from fairface_synth.errors import DataError, FairFaceError
 from fairface_synth.models.checkpoints import save_discriminator
 from fairface_synth.models.stylegan2 import StyleGAN2Discriminator
 from fairface_synth.plotting import sweep_curves
+from fairface_synth.score_tables import score_table
+from fairface_synth.sweeps import Sweep, sweep
 from fairface_synth.tables import write_table
 
 PSI = 0.7  # the usual truncation, and that of Jain et al.: the "fake" set is less varied, image by image flawless

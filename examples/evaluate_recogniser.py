@@ -39,16 +39,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fairface_synth as ffs
-from fairface_synth.datasets import UNKNOWN, FaceSet
 from fairface_synth.errors import DataError, FairFaceError
+from fairface_synth.face_sets import FaceSet
 from fairface_synth.fairness import MEASURES, METRICS, Fairness
+from fairface_synth.intervals import Measured
 from fairface_synth.pairs import PairSet
 from fairface_synth.plotting import COLOURS, det_curves, fairness_dashboard, score_densities
 from fairface_synth.recognition import compare_runs
 from fairface_synth.reports import markdown_table
 from fairface_synth.tables import read_table, write_table
 from fairface_synth.variations import Direction
-from fairface_synth.verification import Measured, Verification
+from fairface_synth.verification import Verification
+from fairface_synth.vocabulary import UNKNOWN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from machine import describe_machine

@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fairface_synth as ffs
-from fairface_synth.identities import ImpostorScores, impostor_scores, threshold_at_fmr
 from fairface_synth.models.demo import demo_axes
 from fairface_synth.plotting import face_grid
+from fairface_synth.thresholds import ImpostorScores, impostor_scores, threshold_at_fmr
 from fairface_synth.variations import Direction, Variations, edit, fit_direction, signed_distance, vary
 
 ROOT = Path(__file__).parents[1]

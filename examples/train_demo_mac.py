@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from train_demo_models import TEST, LatentClass, polygon_ita
 
-from fairface_synth.annotation import AttributeSchema
 from fairface_synth.attribute_classifier import MAC, MACReport, train_mac
-from fairface_synth.identities import embed
+from fairface_synth.attribute_schema import AttributeSchema
+from fairface_synth.embeddings import embed
 from fairface_synth.images import rgb_to_lab
 from fairface_synth.models.demo import load_demo
 from fairface_synth.reports import markdown_table

@@ -4,10 +4,14 @@
 """
 
 from . import plotting
-from .annotation import MAAD_FACE, AnnotationFolder, Annotations, AttributeSchema, annotate, as_annotations
+from .annotating import annotate
+from .annotation import Annotations
+from .annotation_folders import AnnotationFolder
+from .annotation_sources import as_annotations
 from .attribute_classifier import MAC, MACReport, train_mac
 from .attribute_consistency import Consistency, consistency
 from .attribute_counts import AttributeCounts, AttributeRates, attribute_rates, count_attributes
+from .attribute_schema import MAAD_FACE, AttributeSchema
 from .audits import (
     AuditReport,
     anova,
@@ -20,9 +24,11 @@ from .audits import (
     top_bottom,
     tree_report,
 )
-from .datasets import FaceSet, read_faces, read_maad_labels
-from .discriminators import Sweep, covariates, face_regions, score, score_table, shuffle_pixels, sweep
+from .covariates import covariates, face_regions
+from .datasets import read_faces
+from .discriminators import score
 from .divergence import Cells, KLMatrix, KLTable, fit_cells, kl_matrix, kl_table, product_cells
+from .embeddings import embed
 from .errors import BudgetError, CheckpointError, DataError, FairFaceError, GroupError, ShapeError
 from .evolution import Archive, Fitness, Scores, evolve
 from .export import (
@@ -38,6 +44,7 @@ from .export import (
     regenerate,
     verify_dataset,
 )
+from .face_sets import FaceSet
 from .fairness import Fairness, fairness
 from .fingerprints import fingerprint, fingerprint_generator, fingerprint_model
 from .fitness import (
@@ -51,30 +58,21 @@ from .fitness import (
     typicality,
     yaw,
 )
-from .gaussians import GroupGaussians, GroupMoments, compose, fit_gaussians, log_prob, sample_gaussians
+from .gaussian_fitting import fit_gaussians
+from .gaussians import GroupGaussians, compose, log_prob, sample_gaussians
 from .groups import Groups, balanced_quota, parse
-from .identities import (
-    ImpostorScores,
-    LeakageReport,
-    Nearest,
-    Threshold,
-    components,
-    embed,
-    impostor_scores,
-    leakage_report,
-    novelty,
-    threshold_among,
-    threshold_at_fmr,
-    unique,
-)
+from .identities import Nearest, components, novelty, unique
 from .images import from_uint8, ita, ita_band, rgb_to_lab, save_images, to_uint8
+from .label_files import read_maad_labels
 from .label_noise import Confusion, CorrectedQuota, TrueShares, corrected_quota, fit_confusion, true_shares
 from .latents import LatentBank, draw_latents, label_latents, normals, to_layers, truncate
+from .leakage import LeakageReport, leakage_report
 from .models.checkpoints import load_discriminator, load_generator, read_state_dict, save_generator
 from .models.demo import demo_axes, load_demo
 from .models.facenet import Detections, align_faces, load_detector, load_embedder
 from .models.fairface import load_labeller
 from .models.protocols import Embedder, Generator, Labeller, wrap_generator, wrap_labeller
+from .moments import GroupMoments
 from .pairs import PairSet, read_pairs
 from .pipeline import Pipeline, PipelineReport, Sample
 from .quality import KID, PRDC, Estimate, expected_coverage, kid, prdc
@@ -89,6 +87,7 @@ from .regularization import (
 )
 from .reports import GroupShares, group_shares, markdown_table, wilson_interval
 from .score_histograms import ScoreHistogram, cross_scores
+from .score_tables import score_table, shuffle_pixels
 from .screening import Accepted, Screen, fit_screen, reject, screen
 from .strategies import (
     Evaluation,
@@ -105,7 +104,9 @@ from .strategies import (
 )
 from .streaming import SyntheticBatch, SyntheticStream, augment, stream, to_recognition_format
 from .subspaces import Subspace, fit_subspace, lift, project
+from .sweeps import Sweep, sweep
 from .tables import read_table, to_frame, write_table
+from .thresholds import ImpostorScores, Threshold, impostor_scores, threshold_among, threshold_at_fmr
 from .variations import (
     Axis,
     Direction,

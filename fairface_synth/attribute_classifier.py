@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .annotation import MAAD_FACE, AttributeSchema, check_labels, check_negatives, texts
+from .annotation import texts
 from .artifacts import Artifact
+from .attribute_schema import MAAD_FACE, AttributeSchema, check_labels, check_negatives
+from .embeddings import check_embeddings
 from .errors import DataError, GroupError, ShapeError
-from .identities import check_embeddings
 from .reports import markdown_table
 from .tables import to_frame
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .annotation import as_annotations
+from .annotation_sources import as_annotations
 from .attribute_counts import attribute_frame, marked, noise_note
 from .errors import DataError
 from .reports import Z95, markdown_table

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .annotation import AttributeSchema, as_annotations
+from .annotation_sources import as_annotations
 from .artifacts import Artifact, has_values
+from .attribute_schema import AttributeSchema
 from .errors import DataError, ShapeError
 from .latents import philox
 from .reports import markdown_table, share_text, wilson_interval

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .annotation import AttributeSchema, as_annotations
+from .annotation_sources import as_annotations
 from .artifacts import Artifact
 from .attribute_counts import AttributeCounts, attribute_frame, count_attributes, marked, noise_note, size_note
+from .attribute_schema import AttributeSchema
 from .errors import DataError, ShapeError
 from .reports import Z95, markdown_table
 from .tables import to_frame

@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .artifacts import Artifact, has_values
 from .errors import DataError, ShapeError
-from .identities import Threshold, cosine_threshold, novelty, unique
+from .identities import novelty, unique
 from .reports import markdown_table
 from .strategies import Evaluation, Proposal, Strategy
+from .thresholds import Threshold, cosine_threshold
 
 Prior = Callable[[Tensor, Tensor], Tensor]
 

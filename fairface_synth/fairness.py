@@ -28,28 +28,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .comparisons import Comparisons, group_names
+from .error_rates import ScoreTable, score_tables, why_absent, why_unresolved, within_groups
 from .errors import DataError, GroupError
 from .groups import UNSURE, Groups
-from .identities import RULE_OF_30
-from .reports import markdown_table
-from .tables import to_frame
-from .verification import (
-    Comparisons,
+from .intervals import (
     Measured,
-    ScoreTable,
-    Verification,
     few_identities,
-    group_names,
     identity_weights,
     interval_columns,
     measured,
     measured_dict,
     percentiles,
-    score_tables,
-    why_absent,
-    why_unresolved,
-    within_groups,
 )
+from .reports import markdown_table
+from .tables import to_frame
+from .thresholds import RULE_OF_30
+from .verification import Verification
 
 AccuracyAt = Literal["best", "threshold"]
 Between = Literal["between_groups", "to_overall"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from .artifacts import has_values
 from .errors import DataError, GroupError
 from .evolution import Archive, Prior, Scores
-from .gaussians import fit_gaussians
+from .gaussian_fitting import fit_gaussians
 from .groups import Groups
 from .identities import novelty
 from .images import check_range

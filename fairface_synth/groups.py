@@ -369,6 +369,14 @@ def check_ids(group_ids: Tensor, num_groups: int) -> None:
             )
 
 
+def numbered(labels: Tensor) -> Tensor:
+    """Any labels [n], of groups or identities, as 0, 1, 2, … in their order: int64 [n]."""
+    ordered, order = labels.sort()
+    steps = torch.zeros_like(order)
+    steps[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(order).scatter_(0, order, steps.cumsum(0))
+
+
 def _plain(text: str) -> str:
     return "-".join(text.strip().lower().replace("_", "-").replace("/", "-").split())
 

@@ -13,12 +13,13 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from .embeddings import embed
 from .errors import DataError, ShapeError
 from .groups import Groups
-from .identities import Threshold, embed, threshold_among
 from .latents import draw_latents, normals
 from .models.protocols import Embedder, Generator
 from .screening import FACE, Screen
+from .thresholds import Threshold, threshold_among
 from .variations import Axis, edit
 
 Drawing = Literal["gaussian", "screen"]

@@ -18,13 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .artifacts import Artifact, atomic_path, sync_folder
+from .embeddings import embed
 from .errors import DataError, GroupError
 from .evolution import Archive, evolve
 from .fingerprints import fingerprint_generator, fingerprint_model
 from .fitness import face_fitness
-from .gaussians import Covariance, GroupGaussians, compose, fit_gaussians, sample_gaussians
+from .gaussian_fitting import fit_gaussians
+from .gaussians import GroupGaussians, compose, sample_gaussians
 from .groups import Groups, balanced_quota
-from .identities import Threshold, embed, unique
+from .identities import unique
 from .images import save_images
 from .label_noise import CorrectedQuota
 from .latents import (
@@ -38,11 +40,13 @@ from .latents import (
 )
 from .models.facenet import faces_found
 from .models.protocols import Embedder, Generator, Labeller
+from .moments import Covariance
 from .people import natural_threshold
 from .reports import GroupShares, group_shares, markdown_table
 from .screening import NATURAL_STREAM, Accepted, Screen, fit_screen, reject, screen
 from .strategies import Strategy, genetic
 from .subspaces import Method, Subspace, fit_subspace, lift, project
+from .thresholds import Threshold
 from .variations import Axis, Detector, Variations, vary
 
 Sampling = Literal["gaussian", "screen", "reject", "evolve"]

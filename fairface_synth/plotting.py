@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-    from .discriminators import Sweep
     from .divergence import KLMatrix, KLTable
     from .fairness import Fairness
-    from .identities import LeakageReport
+    from .leakage import LeakageReport
+    from .sweeps import Sweep
     from .verification import Verification
 
 # Okabe & Ito 2008: told apart by the colour-blind, and in greyscale print by lightness.
@@ -217,7 +217,7 @@ def sweep_curves(sweep: Sweep, *, title: str | None = None) -> Figure:
     than the transform says. Every group has its own marker and dashes, so the lines survive greyscale print.
 
     Args:
-        sweep: what `discriminators.sweep` gives.
+        sweep: what `sweeps.sweep` gives.
         title: above the figure.
     """
     from matplotlib.figure import Figure

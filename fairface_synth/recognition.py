@@ -22,20 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .comparisons import Comparisons
+from .error_rates import score_tables, why_unresolved
 from .errors import DataError, GroupError
 from .fairness import MEASURES, measures_of
+from .intervals import Measured, few_identities, identity_weights, measured_dict
 from .reports import markdown_table
 from .tables import to_frame
-from .verification import (
-    Comparisons,
-    Measured,
-    Verification,
-    few_identities,
-    identity_weights,
-    measured_dict,
-    score_tables,
-    why_unresolved,
-)
+from .verification import Verification
 
 _OF_ACCURACY = ("std", "ser", "trade_off")
 _AT_FMR = ("fdr", "ir", "garbe")

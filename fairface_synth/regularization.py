@@ -19,8 +19,7 @@ from torch import Tensor
 
 from .artifacts import Artifact, has_values
 from .errors import DataError, ShapeError
-from .groups import check_ids
-from .identities import _numbered
+from .groups import check_ids, numbered
 
 Spread = Literal["variance", "range"]
 Distance = Literal["mmd", "quantile"]
@@ -287,7 +286,7 @@ def consistency_loss(
     slot, groups = _slots(torch.zeros_like(identity) if group_ids is None else group_ids, num_groups)
     with torch.autocast(embeddings.device.type, enabled=False):
         x = _unit(embeddings)
-        person = _numbered(identity)
+        person = numbered(identity)
         sums = torch.zeros_like(x).index_add(0, person, x)
         counts = torch.zeros_like(person).index_add(0, person, torch.ones_like(person))
         others = F.normalize(sums[person] - x, dim=1)
@@ -328,7 +327,7 @@ def _slots(group_ids: Tensor, num_groups: int | None) -> tuple[Tensor, int]:
     if num_groups is None:
         check_ids(group_ids, 2**62)
         groups = max(1, len(group_ids))
-        return torch.where(group_ids < 0, groups, _numbered(group_ids)), groups
+        return torch.where(group_ids < 0, groups, numbered(group_ids)), groups
     if not isinstance(num_groups, int) or num_groups < 1:
         raise DataError("there must be groups", expected="num_groups: a whole number ≥ 1", got=num_groups)
     check_ids(group_ids, num_groups)

@@ -14,20 +14,11 @@ import torch
 from torch import Tensor
 
 from .artifacts import has_values
+from .comparisons import Comparisons, check_faces, check_vectors, describe, group_names
+from .cosines import cosine_dtype, take_rows
 from .errors import DataError, ShapeError
 from .groups import UNSURE, Groups, check_ids
-from .identities import _precision, _rows
-from .verification import (
-    Comparisons,
-    ThresholdFrom,
-    Verification,
-    check_faces,
-    check_settings,
-    check_vectors,
-    describe,
-    evaluate,
-    group_names,
-)
+from .verification import ThresholdFrom, Verification, check_settings, evaluate
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +158,10 @@ def cross_scores(
     rows, group, identity = order.split(block), group[order], identities[order]
     buffers = _Buffers(min(block, n), embeddings)
     for i, left in enumerate(rows):
-        a = _rows(embeddings, left)
+        a = take_rows(embeddings, left)
         for j in range(i, len(rows)):
             here, there = slice(i * block, i * block + len(left)), slice(j * block, j * block + len(rows[j]))
-            b = a if i == j else _rows(embeddings, rows[j])
+            b = a if i == j else take_rows(embeddings, rows[j])
             key = buffers.bins(a, b, bins)
             same = group[here, None] == group[None, there]
             row = torch.where(same, group[here, None], none).mul_(2)
@@ -185,7 +176,7 @@ class _Buffers:
     """Memory for one block, used again for each."""
 
     def __init__(self, block: int, like: Tensor) -> None:
-        self.scores = like.new_empty(block * block, dtype=_precision(like))
+        self.scores = like.new_empty(block * block, dtype=cosine_dtype(like))
         self.keys = torch.empty(block * block, dtype=torch.int64, device=like.device)
         self.ones = torch.ones(block * block, dtype=torch.int64, device=like.device)
 

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .artifacts import Artifact, has_values
+from .embeddings import embed
 from .errors import DataError, GroupError, ShapeError
 from .groups import Groups
-from .identities import cosine_threshold, embed, novelty
+from .identities import novelty
 from .latents import LatentBank, check_attributes, draw_latents, normals, to_layers
 from .models.facenet import faces_found
 from .models.protocols import Embedder, Generator
+from .thresholds import cosine_threshold
 
 Propose = Callable[[Tensor, Tensor], Tensor]
 Assign = Callable[[Tensor], Tensor]

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from .artifacts import Artifact, has_values
 from .errors import DataError, ShapeError
-from .gaussians import GroupMoments, fit_gaussians, shrink
+from .gaussian_fitting import fit_gaussians
 from .groups import Groups
+from .moments import GroupMoments
+from .shrinkage import shrink
 
 Method = Literal["lda", "normals", "pca", "identity"]
 Residual = Literal["mean", "resample"]

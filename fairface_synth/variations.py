@@ -22,12 +22,12 @@ from torch import Tensor
 
 from .artifacts import Artifact, has_values
 from .errors import DataError, ShapeError
-from .identities import cosine_threshold
 from .images import save_images
 from .latents import to_layers
 from .models.facenet import Detections, faces_found
 from .models.protocols import Embedder, Generator
 from .reports import markdown_table
+from .thresholds import cosine_threshold
 
 Fit = Literal["svm", "logistic", "ridge"]
 Units = Literal["distance", "class"]

@@ -17,7 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 
-from fairface_synth.annotation import MAAD_FACE, AttributeSchema
 from fairface_synth.attribute_classifier import (
     MAC,
     _calibrate,
@@ -34,6 +33,7 @@ from fairface_synth.attribute_classifier import (
     _training_logits,
     train_mac,
 )
+from fairface_synth.attribute_schema import MAAD_FACE, AttributeSchema
 from fairface_synth.errors import FairFaceError
 
 D, IDENTITIES = 12, 900

@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fairface_synth as ffs
 from fairface_synth.divergence import js_divergence, kl_divergence
-from fairface_synth.gaussians import shrink
 from fairface_synth.latents import philox
 from fairface_synth.models.demo import CompactEmbedder, CompactLabeller, CompactNet, DCGANGenerator
 from fairface_synth.models.stylegan2 import StyleGAN2Discriminator
+from fairface_synth.shrinkage import shrink
 from fairface_synth.subspaces import Subspace
 
 GROUPS = ffs.Groups({"gender": ["female", "male"], "tone": ["light", "dark"]})

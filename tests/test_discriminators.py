@@ -17,19 +17,13 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as tv
 
 import fairface_synth as ffs
-from fairface_synth.discriminators import (
-    COVARIATES,
-    TRANSFORMS,
-    covariates,
-    face_regions,
-    score,
-    score_table,
-    shuffle_pixels,
-    sweep,
-)
+from fairface_synth.covariates import COVARIATES, covariates, face_regions
+from fairface_synth.discriminators import score
 from fairface_synth.errors import DataError, GroupError, ShapeError
 from fairface_synth.models.stylegan2 import StyleGAN2Discriminator
 from fairface_synth.plotting import sweep_curves
+from fairface_synth.score_tables import score_table, shuffle_pixels
+from fairface_synth.sweeps import TRANSFORMS, sweep
 from fairface_synth.tables import read_table
 
 GROUPS = ffs.Groups({"gender": ["female", "male"]})

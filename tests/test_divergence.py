@@ -18,9 +18,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairface_synth import plotting
-from fairface_synth.annotation import MAAD_FACE, Annotations, AttributeSchema
+from fairface_synth.annotation import Annotations
 from fairface_synth.attribute_consistency import consistency
 from fairface_synth.attribute_counts import AttributeCounts, attribute_rates, count_attributes, identity_keys
+from fairface_synth.attribute_schema import MAAD_FACE, AttributeSchema
 from fairface_synth.divergence import (
     Cells,
     Divergence,

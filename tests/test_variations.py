@@ -15,8 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fairface_synth as ffs
-from fairface_synth.identities import Threshold
 from fairface_synth.models.demo import demo_axes
+from fairface_synth.thresholds import Threshold
 from fairface_synth.variations import (
     PUBLISHED_EXPRESSIONS,
     Axis,

@@ -14,9 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fairface_synth as ffs
 from fairface_synth import DataError, GroupError, Groups, ShapeError, plotting
-from fairface_synth.identities import impostor_scores, threshold_at_fmr
+from fairface_synth.comparisons import Comparisons, compare
+from fairface_synth.intervals import Measured
 from fairface_synth.score_histograms import ScoreHistogram, cross_scores
-from fairface_synth.verification import Comparisons, Measured, Verification, compare, evaluate, verify
+from fairface_synth.thresholds import impostor_scores, threshold_at_fmr
+from fairface_synth.verification import Verification, evaluate, verify
 
 NAMES = ("a", "b", "c")
 

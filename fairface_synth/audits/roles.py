@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..discriminators import COVARIATES
+from ..covariates import COVARIATES
 from ..errors import DataError
 from ..tables import Table
 from .columns import (
@@ -39,7 +39,7 @@ class Columns:
         colour: mean red, green, blue; () if they are not there.
         luminance: its column, or None.
         traits: other numbers, such as ratings.
-        covariates: other image measures of `discriminators.covariates`, those of face regions too.
+        covariates: other image measures of `covariates.covariates`, those of face regions too.
         left_out: {column: why it was not used}.
         missing: {column: rows without a value}, where there are any.
     """

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..embeddings import check_embeddings
 from ..errors import DataError, GroupError, ShapeError
 from ..groups import Groups
-from ..identities import check_embeddings, novelty
+from ..identities import novelty
 from ..images import check_range
 from ..label_noise import Confusion, true_shares
 from ..models.facenet import faces_found

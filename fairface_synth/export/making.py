@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..embeddings import check_embeddings
 from ..errors import DataError, ShapeError
 from ..groups import Groups
-from ..identities import check_embeddings, cosine_threshold
 from ..images import check_range, to_uint8
 from ..label_noise import Confusion
 from ..latents import to_layers
@@ -29,6 +29,7 @@ from ..models.protocols import Embedder, Generator, Labeller
 from ..people import People, Source, check_axes, check_source, natural_threshold
 from ..prefetch import Prefetch
 from ..streaming import to_recognition_format
+from ..thresholds import cosine_threshold
 from ..variations import Axis, Detector
 from .encoding import encode
 from .plan import DatasetPlan, Shard

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..artifacts import write_json
 from ..errors import BudgetError, DataError
-from ..identities import Threshold
 from ..label_noise import Confusion
 from ..models.protocols import Embedder, Labeller
 from ..people import Source, check_source
+from ..thresholds import Threshold
 from ..variations import Axis, Detector
 from .datasheet import SHEET, check_datasheet, write_datasheet
 from .disk import disk_errors
