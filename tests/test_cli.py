@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import json
 import os
 import re
@@ -19,7 +21,10 @@ import torch
 from click.testing import CliRunner, Result
 
 import fairface_synth as ffs
-from fairface_synth.cli import _PLAN_OPTIONS, main
+from fairface_synth.cli import main
+from fairface_synth.cli.export import PLAN_OPTIONS
+from fairface_synth.cli.group_names import check_groups
+from fairface_synth.cli.wording import PHRASES, in_options
 
 COMMANDS = ("demo", "fit", "sample", "export", "verify", "audit", "compare")
 
@@ -94,10 +99,10 @@ def test_the_command_line_itself_loads_nothing_heavy() -> None:
 def test_the_defaults_of_export_are_those_of_the_plan() -> None:
     library = {name: p.default for name, p in inspect.signature(ffs.plan_dataset).parameters.items()}
     renamed = {"psi": "truncation_psi"}
-    ours = {renamed.get(n, n): d for n, d in ((name.replace("-", "_"), d) for name, _, d, _ in _PLAN_OPTIONS)}
+    ours = {renamed.get(n, n): d for n, d in ((name.replace("-", "_"), d) for name, _, d, _ in PLAN_OPTIONS)}
     ours["crop"] = None if ours["crop"] == "none" else ours["crop"]
     assert ours == {name: default for name, default in library.items() if name not in ("quota", "groups")}
-    for kind, name in ((kind, name) for name, kind, _, _ in _PLAN_OPTIONS if hasattr(kind, "choices")):
+    for kind, name in ((kind, name) for name, kind, _, _ in PLAN_OPTIONS if hasattr(kind, "choices")):
         if name != "crop":
             for choice in kind.choices:
                 ffs.plan_dataset({"a": 1}, **{name.replace("-", "_"): choice})
@@ -129,12 +134,157 @@ def test_errors_of_the_library_are_text_and_code_2(pipeline, tmp_path) -> None:
         (("compare", "a.csv", "b.csv", "--out", "x"), "There is no a.csv"),
         (("fit", "--config", "nowhere.yaml", "--out", "x"), "does not exist"),
         (("fitt",), "No such command"),
+        (("fit", "--generator", ".", "--labeller", "demo", "--out", "x"), "--generator: '.' is a folder"),
+        (("fit", "--psi", "nan", "--out", "x"), "nan is not finite"),
+        (("fit", "--min-confidence", "1.5", "--out", "x"), "'--min-confidence': 1.5 is not in 0 … 1"),
+        (("fit", "--attributes", "gander", "--out", "x"), "did you mean 'gender'?"),
+        (("fit", "--attributes", "", "--out", "x"), "--attributes names none"),
+        (("sample", "--pipeline", ".", "--out", "x"), "a folder that `fairface-synth fit` wrote"),
+        (("verify", "."), "a folder that `fairface-synth export` wrote"),
+        (("audit", ".", "--out", "x"), "is a directory"),
+        (("compare", "=.", ".", "--out", "x"), "got no name"),
+        (("compare", ".", "a=.", "--embedder", "senet", "--out", "x"), "--embedder: there is no file 'senet'"),
     ],
 )
 def test_bad_input_is_code_2_and_says_what(args, message: str, tmp_path, monkeypatch) -> None:
+    """And before the work: these commands would take minutes."""
     monkeypatch.chdir(tmp_path)
     assert message in run(*args, code=2).stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["fit", "sample", "export", "audit", "compare", "demo"])
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_file_is_no_folder_to_write_to(command: str, out: str, tmp_path, monkeypatch) -> None:
+    """Said before the models are loaded, and so before the work."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("file", "table.csv"):
+        Path(name).write_text("")
+    args = {
+        "sample": ["--pipeline", "."],
+        "export": ["--pipeline", ".", "--quota", "1"],
+        "audit": ["table.csv"],
+        "compare": ["table.csv", "b=table.csv"],
+    }
+    overwrite = ["--overwrite"] if command in ("fit", "sample", "audit") else []
+    result = run(command, *args.get(command, []), *overwrite, "--out", out, code=2)
+    assert f"--out {out}: file is a file where a folder is needed" in result.stderr
+
+
+def test_what_is_not_a_pipeline_is_not_overwritten(pipeline, tmp_path) -> None:
+    (tmp_path / "thesis.tex").write_text("…")
+    args = ("fit", "--n", 10**6, "--overwrite", "--out", tmp_path)
+    assert "no pipeline to overwrite" in run(*args, code=2).stderr
+    args = ("sample", "--pipeline", pipeline, "--overwrite", "--out", pipeline)
+    assert "the pipeline's folder" in run(*args, code=2).stderr
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()])
+def test_a_full_memory_is_text_that_names_the_sizes(error: Exception, pipeline, tmp_path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ffs.Pipeline, "sample", full)
+    result = run("sample", "--pipeline", pipeline, "--out", tmp_path / "out", code=2)
+    assert "not enough memory" in result.stderr
+    assert "a smaller --batch-size" in result.stderr
+
+
+def test_a_bug_is_no_bad_input(pipeline, tmp_path, monkeypatch) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(ffs.Pipeline, "sample", wrong)
+    result = CliRunner().invoke(main, ["sample", "--pipeline", str(pipeline), "--out", str(tmp_path / "out")])
+    assert (result.exit_code, type(result.exception)) == (1, RuntimeError)
+
+
+# --- errors in the words of the command line --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "meant"),
+    [
+        ("export", "or plan_dataset(…, fmr=None): nobody", "or --fmr none: nobody"),
+        ("export", "Pipeline.fit(…, embedder=world.embedder); or", "--embedder demo; or"),
+        ("export", "plan_dataset(…, crop=None, size=112) cuts", "--crop none, --size 112 cuts"),
+        ("export", "a pipeline with one, or embedder=", "a pipeline with one, or --embedder"),
+        ("export", "detector=ffs.load_detector()", "--detector"),
+        ("export", "verify=False, or method='screen'", "--no-verify, or --method screen"),
+        ("export", 'engine="ray"', "--engine ray"),
+        ("export", "images_per_identity ≤ 46", "--images-per-identity ≤ 46"),
+        ("export", "shard_size is out of range", "--shard-size is out of range"),
+        ("export", "perturbation is out of range", "--perturbation is out of range"),
+        ("export", "begun with layout = rec; truncation_psi = 1.0", "begun with --layout rec; --psi 1.0"),
+        ("fit", "another folder, or overwrite=True to replace", "another folder, or --overwrite to replace"),
+        ("audit", "pass its path as labels=", "pass its path as --labels"),
+        ("audit", "the folder is root=", "the folder is --images"),
+        ("sample", "min_confidence=0.6", "min_confidence=0.6"),  # no option of this command
+        ("export", "/data/shard_size/fmr.txt and x.seed=3", "/data/shard_size/fmr.txt and x.seed=3"),
+        ("export", "a seed of size and quality", "a seed of size and quality"),
+    ],
+)
+def test_keywords_are_put_into_options(command: str, said: str, meant: str) -> None:
+    assert in_options(said, main.commands[command]) == meant
+    assert in_options(meant, main.commands[command]) == meant
+
+
+def test_what_is_put_otherwise_is_what_the_library_says() -> None:
+    """Where a message of the library changes, its entry in the table has to change too."""
+    package = Path(ffs.__file__).parent
+    files = [path for path in package.rglob("*.py") if path.parent.name != "cli"]
+    trees = [ast.parse(path.read_text()) for path in files]
+    texts = [n.value for t in trees for n in ast.walk(t) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    for said in PHRASES:
+        assert any(said in text for text in texts), said
+
+
+def test_an_error_of_export_names_its_options(pipeline, tmp_path) -> None:
+    args = (
+        "export",
+        "--pipeline",
+        pipeline,
+        "--quota",
+        1,
+        "--embedder",
+        "none",
+        "--dry-run",
+        "--out",
+        tmp_path / "set",
+    )
+    result = run(*args, "--fmr", 1e-6, code=2)
+    assert "fix:      --embedder demo; or --fmr none: nobody checks" in result.stderr
+    assert "plan_dataset" not in result.stderr
+    assert "--judge: there is no file 'nobody'" in run(*args, "--fmr", "none", "--judge", "nobody", code=2).stderr
+
+
+def test_a_file_that_is_no_model_is_named_with_its_option(pipeline, tmp_path) -> None:
+    (tmp_path / "photo.pt").write_bytes(b"not a model")
+    args = ("sample", "--pipeline", pipeline, "--labeller", tmp_path / "photo.pt", "--out", tmp_path / "out")
+    assert f"--labeller {tmp_path / 'photo.pt'}, which takes demo or FairFace's" in run(*args, code=2).stderr
+
+
+def test_names_of_groups_are_guessed() -> None:
+    """Any two neighbouring letters swapped, in any group, its values in any order."""
+    groups = ffs.Groups({"gender": ["female", "male"], "race": ["white", "black", "east-asian"]})
+    for values in itertools.product(*groups.attributes.values()):
+        for name in map("-".join, itertools.permutations(values)):
+            swaps = [i for i in range(len(name) - 1) if "-" not in name[i : i + 2]]
+            wrong = {f"{name[:i]}{name[i + 1]}{name[i]}{name[i + 2 :]}" for i in swaps} - {name}
+            for text in wrong:
+                with pytest.raises(ffs.GroupError, match="did you mean") as caught:
+                    check_groups([text], groups, "--quota")
+                guess = re.search(r"did you mean '(.+)'\?", str(caught.value))
+                assert guess is not None
+                assert groups.parse(guess[1]) == groups.parse(name), text
+
+
+@pytest.mark.parametrize("option", ["--quota", "--groups"])
+def test_a_mistyped_group_is_guessed_by_the_command(option: str, pipeline, tmp_path) -> None:
+    command, value = ("export", "femlae=3") if option == "--quota" else ("sample", "male,femlae")
+    result = run(command, "--pipeline", pipeline, option, value, "--out", tmp_path / "out", code=2)
+    assert f"unknown group 'femlae' in {option}" in result.stderr
+    assert "did you mean 'female'?" in result.stderr
 
 
 def test_an_interrupt_is_code_130(pipeline, tmp_path) -> None:
@@ -250,6 +400,14 @@ def test_every_option_may_stand_in_yaml(pipeline, tmp_path, monkeypatch) -> None
         ("threads: yes", "YAML reads a value as true"),
         ("licence: {name: CC-BY-4.0, url: }", "YAML reads a value as empty"),
         ("", "Missing option '--quota'"),
+        ("exprt: {quota: 1}", "Did you mean export?"),
+        ("export: [quota]", "export is a section"),
+        ("truncation_psi: 0.7", "Did you mean psi?"),
+        ("no-verify: true", "Write `verify: false`."),
+        ("seed: {a: 1}", "seed takes one value"),
+        ("images-per-identity: [1, 2]", "images_per_identity takes one value"),
+        ("quota: {male: 3.5}", "N a whole number: got male=3.5"),
+        ("quota: 0", "--quota 500 for every group"),
     ],
 )
 def test_a_wrong_line_in_yaml_is_code_2_and_named(pipeline, tmp_path, text: str, message: str) -> None:
@@ -290,8 +448,14 @@ def test_models_are_found_again_from_files_and_other_ones_are_refused(pipeline, 
     args = ("sample", "--pipeline", pipeline, "--n", 2, "-q", "--out", "others")
     result = run(*args, "--dtype", "float64", code=2)
     assert "fitted with another generator and another labeller" in result.stderr
-    (tmp_path / "mine" / "models.json").write_text("{")
-    assert "models.json" in run("sample", "--pipeline", tmp_path / "mine", "--out", "x", code=2).stderr
+    for stored, message in {
+        "{": "models.json",
+        '{"generator": 3}': "a value of --generator",
+        '{"dtype": "float3"}': "a value of --dtype",
+        '{"generator": "gone.pkl", "labeller": "demo"}': "models.json names; name it anew with --generator",
+    }.items():
+        (tmp_path / "mine" / "models.json").write_text(stored)
+        assert message in run("sample", "--pipeline", tmp_path / "mine", "--out", "x", code=2).stderr
 
 
 def test_sample_is_that_of_the_library(pipeline, world, tmp_path) -> None:
@@ -352,6 +516,20 @@ def test_verify_finds_damage_and_repairs_it(made, pipeline, tmp_path) -> None:
     os.truncate(tar, 100)
     run("verify", out, "--repair", "--generator", "demo", "-q")
     assert "as planned" in run("verify", out, "-q").stdout
+
+
+def test_repairs_from_another_pipeline_are_refused(made, pipeline, world, tmp_path) -> None:
+    bank = ffs.Pipeline.load(pipeline, world.generator, world.labeller).bank
+    ffs.Pipeline.fit(world.generator, world.labeller, attributes=["skin_tone"], bank=bank).save(tmp_path / "other")
+    out = tmp_path / "set"
+    shutil.copytree(made, out)
+    for path in (out / "shards").glob("00000*"):
+        path.unlink()
+    report = run("verify", out, "-q", code=1).stdout
+    assert "`fairface-synth verify FOLDER --repair`" in report
+    assert "repair=True" not in report
+    result = run("verify", out, "--repair", "--pipeline", tmp_path / "other", "-q", code=2)
+    assert "is not the pipeline that" in result.stderr
 
 
 def test_a_warning_is_a_line_of_text(pipeline, tmp_path) -> None:
