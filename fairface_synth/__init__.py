@@ -71,7 +71,7 @@ from .models.checkpoints import load_discriminator, load_generator, read_state_d
 from .models.demo import demo_axes, load_demo
 from .models.facenet import Detections, align_faces, load_detector, load_embedder
 from .models.fairface import load_labeller
-from .models.protocols import Embedder, Generator, Labeller, wrap_generator, wrap_labeller
+from .models.protocols import Embedder, Generator, Labeller, wrap_embedder, wrap_generator, wrap_labeller
 from .moments import GroupMoments
 from .pairs import PairSet, read_pairs
 from .pipeline import Pipeline, PipelineReport, Sample
@@ -316,6 +316,7 @@ __all__ = [
     "verify_dataset",
     "wilson_interval",
     "worst_group_loss",
+    "wrap_embedder",
     "wrap_generator",
     "wrap_labeller",
     "write_table",

@@ -128,6 +128,7 @@ def natural_threshold(
     seed: int = 0,
     truncation_psi: float = 1.0,
     batch_size: int = 256,
+    progress: bool = False,
 ) -> Threshold:
     """The cosine from which an embedder takes two faces for one person, at a stated false match rate.
 
@@ -139,6 +140,7 @@ def natural_threshold(
         n: faces to embed; all their pairs are compared. By default 2,000, or as many as give 50 false matches: 10,000
             for 10⁻⁶.
         seed, truncation_psi, batch_size: of the draw.
+        progress: show a bar.
 
     Raises:
         DataError: fmr out of range, too few faces for it, or an embedder that gives no unit vectors.
@@ -147,7 +149,7 @@ def natural_threshold(
     z = draw_latents(generator, seed, 0, n, stream=_IMPOSTOR_STREAM)
     w = (generator.map(chunk, truncation_psi=truncation_psi) for chunk in z.split(batch_size))
     images = (generator.synthesize(chunk) for chunk in w)
-    return threshold_among(embed(embedder, images, progress=False), fmr)
+    return threshold_among(embed(embedder, images, progress=progress), fmr)
 
 
 def impostors_for(fmr: float) -> int:

@@ -205,11 +205,16 @@ class Pipeline:
     ) -> None:
         check_models(generator, labeller)
         check_attributes(groups, labeller.attributes)
-        for name, model in {"detector": detector, "embedder": embedder}.items():
-            if model is not None and (not callable(model) or (name == "embedder" and not hasattr(model, "dim"))):
-                raise DataError(
-                    f"this is no {name}", expected=f"ffs.load_{name}(), or a model of yours", got=type(model).__name__
-                )
+        if detector is not None and not callable(detector):
+            expected = "ffs.load_detector(), or a function: images → bool [n] or probabilities [n]"
+            raise DataError("this is no detector", expected=expected, got=type(detector).__name__)
+        if embedder is not None and not (callable(embedder) and hasattr(embedder, "dim")):
+            raise DataError(
+                "this is no embedder",
+                expected="a model that gives unit vectors [n, dim] of images, and says its dim",
+                got=f"a {type(embedder).__name__} without dim" if callable(embedder) else type(embedder).__name__,
+                fix="ffs.wrap_embedder(function, dim=512) around a function or module of yours; or ffs.load_embedder()",
+            )
         self.generator, self.labeller, self.groups, self.bank = generator, labeller, groups, bank
         self.subspace, self.gaussians = subspace, gaussians
         self.detector, self.min_confidence, self.embedder = detector, min_confidence, embedder

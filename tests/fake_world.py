@@ -269,7 +269,7 @@ class Nursery:
 def _serve() -> None:
     torch.set_num_threads(1)
     _import_all()
-    datasheet._figures = lambda *args: {name: _Picture() for name in ("faces", "nearest")}  # drawing takes a second
+    datasheet.draw_figures = lambda *args: {name: _Picture() for name in ("faces", "nearest")}  # drawing takes a second
     os.fsync = no_sync
     pipes: dict[int, int] = {}
     for line in sys.stdin:

@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -22,9 +24,13 @@ from click.testing import CliRunner, Result
 
 import fairface_synth as ffs
 from fairface_synth.cli import main
-from fairface_synth.cli.export import PLAN_OPTIONS
+from fairface_synth.cli.axes import load_axes
+from fairface_synth.cli.export import PLAN_OPTIONS, parse_quota
 from fairface_synth.cli.group_names import check_groups
+from fairface_synth.cli.models import Models
 from fairface_synth.cli.wording import PHRASES, in_options
+from fairface_synth.export.datasheet import LICENCE_FIELDS
+from fairface_synth.models.fairface import RACES_7
 
 COMMANDS = ("demo", "fit", "sample", "export", "verify", "audit", "compare")
 
@@ -290,7 +296,11 @@ def test_a_mistyped_group_is_guessed_by_the_command(option: str, pipeline, tmp_p
 def test_an_interrupt_is_code_130(pipeline, tmp_path) -> None:
     """A real one, in a real process: fit is stopped in the midst of labelling."""
     out = tmp_path / "pipeline"
-    command = [sys.executable, "-m", "fairface_synth", "fit", "--n", "200000", "--out", str(out)]
+    start = (  # a shell's background job, such as this test run may be, ignores SIGINT, and its children inherit that
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from fairface_synth.cli import main; main(prog_name='fairface-synth')"
+    )
+    command = [sys.executable, "-c", start, "fit", "--n", "200000", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = ""
@@ -379,9 +389,11 @@ def test_every_option_may_stand_in_yaml(pipeline, tmp_path, monkeypatch) -> None
         ("fmr: often", "'often' is not a valid float"),
         ("fmr: 2", "fmr is a rate"),
         ("quota: many", "--quota is N or GROUP=N"),
+        ("quota: [twelve]", "--quota is N or GROUP=N"),
         ("quota: [3, female=2]", "one N, or GROUP=N"),
         ("quota: {nobody: 3}", "unknown group"),
         ("axes: random", "none, demo or published:FOLDER"),
+        ("axes: published:nowhere", "there is no folder 'nowhere'"),
         ("crop: arcface", "add --detector"),
         ("- seed", "holds no options"),
         ("seed: [1", "cannot be read as YAML"),
@@ -510,11 +522,26 @@ def test_verify_finds_damage_and_repairs_it(made, pipeline, tmp_path) -> None:
     data = bytearray(tar.read_bytes())
     data[len(data) // 2] ^= 255
     tar.write_bytes(data)
-    assert "00001" in run("verify", out, "-q", code=1).stdout
+    report = run("verify", out, "-q", code=1).stdout
+    assert "00001" in report
+    assert report.endswith(f"fairface-synth verify {out} --repair --pipeline DIR mends damaged shards\n")
     assert "made again" in run("verify", out, "--repair", "--pipeline", pipeline, "-q").stdout
     assert tar.read_bytes() == (made / "shards" / "00001.tar").read_bytes()
     os.truncate(tar, 100)
     run("verify", out, "--repair", "--generator", "demo", "-q")
+    assert "as planned" in run("verify", out, "-q").stdout
+
+
+@pytest.mark.parametrize("name", ["identities.parquet", "gate.json", "dataset.json"])
+def test_repairs_are_advised_where_they_help_alone(name: str, made, pipeline, plan_options, tmp_path) -> None:
+    """What is no shard is mended by exporting again, which is said beside it."""
+    out = tmp_path / "set"
+    shutil.copytree(made, out)
+    (out / name).unlink()
+    report = run("verify", out, "-q", code=1).stdout
+    assert re.search(rf"^{name}: .*run the same export again", report, re.MULTILINE)
+    assert "--repair" not in report
+    run("export", "--pipeline", pipeline, "--out", out, *plan_options)
     assert "as planned" in run("verify", out, "-q").stdout
 
 
@@ -662,7 +689,8 @@ def test_the_demo_runs_and_the_commands_it_names_do_too(tmp_path) -> None:
 
 # --- documentation ----------------------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "cli.md").read_text()
 
 
 def test_the_commands_of_the_page_are_commands() -> None:
@@ -684,14 +712,43 @@ def join(block: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("command", ["fit", "export"])
 def test_the_file_of_the_page_is_read(command: str, tmp_path, monkeypatch) -> None:
-    [text] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pipeline").mkdir()
-    context = main.commands[command].make_context(command, ["--config", str(config(tmp_path, text))])
-    given = context.params
+    given = read_page(PAGE, command, tmp_path)
     assert given["device"] == "cuda"
     if command == "fit":
         assert (given["attributes"], given["n"]) == (["race", "gender"], 200_000)
     else:
         assert (given["fmr"], given["verify"], given["size"]) == (1e-6, True, 112)
         assert given["quota"][0] == "black-female=50000"
+        assert {key for key, _, _ in given["licence"]} <= set(LICENCE_FIELDS)
+
+
+def read_page(page: str, command: str, folder: Path) -> dict[str, object]:
+    """What a command takes from the page's YAML file."""
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (folder / "pipeline").mkdir()
+    return main.commands[command].make_context(command, ["--config", str(config(folder, text))]).params
+
+
+def test_the_large_set_of_the_page_is_the_published_one(tmp_path, monkeypatch) -> None:
+    """FairFace's races as `fit` makes groups of them: 6 × 50,000 × 45 images."""
+    monkeypatch.chdir(tmp_path)
+    given = read_page((DOCS / "scale.md").read_text(), "export", tmp_path)
+    quota = parse_quota(given["quota"])
+    plan = ffs.plan_dataset(
+        quota, groups=ffs.Groups({"race": RACES_7}), images_per_identity=given["images_per_identity"]
+    )
+    assert (plan.identities, plan.images) == (6 * 50_000, 13_500_000)
+    assert set(plan.quota) == set(RACES_7)
+    assert given["verify"] is True
+
+
+def test_the_directions_of_the_page_are_those_that_axes_want(world, tmp_path, monkeypatch) -> None:
+    """Without them, the error says what they are; with them, the published 45 are read."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(click.BadParameter, match=r"(?s)no folder 'directions'.*smile.safetensors.*docs/scale.md"):
+        load_axes("published:directions", Models())
+    [code] = re.findall(r"```py\n(.*?)```", (DOCS / "scale.md").read_text(), re.DOTALL)
+    w = torch.randn(300, 8)
+    exec(code, {"w": w, "labels": defaultdict(lambda: (w[:, 0] > 0).long())})
+    assert sum(len(axis.steps) for axis in load_axes("published:directions", Models())) == 45

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +24,10 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
 from fairface_synth import Confusion, DataError, GroupError, Groups, ShapeError
+from fairface_synth.export.auditing import Sample, spread
 from fairface_synth.export.croissant import croissant_record
-from fairface_synth.export.datasheet import LICENCE_FIELDS, _spread, write_datasheet
+from fairface_synth.export.datasheet import LICENCE_FIELDS, write_datasheet
+from fairface_synth.export.figures import _edges, drawable
 from fairface_synth.export.plan import DatasetPlan, plan_dataset
 
 GROUPS = Groups({"gender": ["female", "male"], "tone": ["light", "dark"]})
@@ -309,6 +312,97 @@ def test_a_selecting_labeller_is_told_to_prove_nothing(tmp_path: Path) -> None:
     assert "whatever the faces are" in readme
 
 
+class _Fickle(_Labeller):
+    """Right of every face; of variations only where identity and place say so, which `right` decides."""
+
+    def __init__(self, right: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(wrong=0, unsure=0)
+        self.right = right
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        _, identity, place = _read(images)
+        labels, keep = super().__call__(images), (place == 0) | self.right(identity, place)
+        return {**labels, "gender": torch.where(keep[:, None], labels["gender"], labels["gender"].flip(1))}
+
+
+def test_variations_are_labelled_too(tmp_path: Path) -> None:
+    """One of each identity, by the seed; what the labeller confirmed says nothing of them."""
+    k = 20
+    plan = _plan(images_per_identity=k, shard_size=400, fmr=FMR, verify=True, forward_batch=32)
+    root, asked = _write_set(tmp_path / "set", plan), list[int]()
+
+    def images(numbers: Sequence[int]) -> Tensor:
+        asked.extend(numbers)
+        return _images(plan)(numbers)
+
+    fickle = {"labeller": _Fickle(lambda _, place: place % 4 > 0), "judge": _Fickle(lambda i, _: i % 2 > 0)}
+    record = _sheet(root, plan, images=images, **fickle)
+    shares = record["shares"]
+    identities, places = np.divmod([i for i in asked if i % k], k)
+    assert identities.tolist() == list(range(100))
+    right = {"labeller": places % 4 > 0, "judge": identities % 2 > 0}
+    assert 0 < right["labeller"].sum() < 100
+    for who, agrees in right.items():
+        section = shares["variations"][who]
+        assert shares[who]["labelled as aimed"]["all"]["share"] == 1
+        assert section["labelled as aimed"]["all"]["count"] == agrees.sum()
+        assert _row(section["labelled as aimed"]["all"]) == pytest.approx(_wilson(agrees.sum(), 100), rel=1e-3)
+        for turn, name in enumerate(QUOTA):
+            mine = agrees[plan.order == turn]
+            assert (section["labelled as aimed"][name]["count"], section["labelled as aimed"][name]["total"]) == (
+                mine.sum(),
+                len(mine),
+            )
+    text, about = (root / "README.md").read_text(), json.loads((root / "croissant.json").read_text())["description"]
+    for who in right:
+        share, low, high = (100 * x for x in _row(shares["variations"][who]["labelled as aimed"]["all"]))
+        said = f"of the faces (image 0) and {share:.1f} % [{low:.1f}, {high:.1f}] of the other images"
+        assert text.split("## ")[0].count(said) == about.count(said) == 1
+    assert "The labeller, which selected the faces, sees" in text
+    assert "the judge sees" in text
+    table = _rows(text.split("## Groups")[1])
+    share, low, high = (100 * x for x in _row(shares["variations"]["judge"]["groups"]["male-dark"]))
+    assert table["male-dark"][-1] == f"{share:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def test_every_other_image_may_be_drawn() -> None:
+    plan = plan_dataset(QUOTA, images_per_identity=5, seed=3)
+    sample = Sample(plan_dataset(dict.fromkeys(QUOTA, 1000), images_per_identity=5), GROUPS, np.arange(4000))
+    identities, places = np.divmod(sample.drawn_images(), 5)
+    assert (identities == np.arange(4000)).all()
+    assert scipy.stats.chisquare(np.bincount(places)[1:]).pvalue > 1e-3
+    assert places.min() == 1
+    few = Sample(plan, GROUPS, np.arange(100))
+    assert (few.drawn_images() == few.drawn_images()).all()
+    assert (few.drawn_images() % 5 != places[:100]).any()  # another seed
+
+
+def test_no_image_is_read_twice(tmp_path: Path) -> None:
+    plan = _plan(images_per_identity=20, shard_size=400, fmr=FMR)
+    root, asked = _write_set(tmp_path / "set", plan), list[int]()
+
+    def images(numbers: Sequence[int]) -> Tensor:
+        asked.extend(numbers)
+        return _images(plan)(numbers)
+
+    record = _sheet(root, plan, images=images, **_models(embedder=_Embedder(20)))
+    assert len(asked) == len(set(asked))
+    alone = _sheet(root, plan, embedder=_Embedder(20))
+    assert record["same person"] == alone["same person"]
+    assert record["shares"] | {"true": None} == _sheet(root, plan, **_models(embedder=None))["shares"] | {"true": None}
+
+
+def test_without_other_images_nothing_is_said_of_them(tmp_path: Path) -> None:
+    plan = _plan(images_per_identity=1, verify=True)
+    root = _write_set(tmp_path / "set", plan)
+    record = _sheet(root, plan, **_models(embedder=_Embedder(1)))
+    assert not record["shares"]["variations"]["judge"]["measured"]
+    head = (root / "README.md").read_text().split("## How it was made")[0]
+    assert "of the faces; the judge sees" in head
+    assert "variation" not in (root / "README.md").read_text().split("## Groups")[1].split("## Identities")[0]
+    assert not any("other images" in limit for limit in record["limits"])
+
+
 def test_known_errors_are_undone(copy: Path, plain: DatasetPlan) -> None:
     """A labeller that swaps a fifth of every group's genders: the corrected shares are the true ones."""
     labeller = _Labeller(wrong=0, unsure=0)
@@ -350,7 +444,7 @@ def test_a_confusion_that_says_nothing_is_refused_in_words(copy: Path, plain: Da
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 80))
 def test_a_sample_has_every_group_in_proportion(groups: list[int], wanted: int) -> None:
     group = np.array(groups)
-    rows = _spread(group, wanted)
+    rows = spread(group, wanted)
     m = min(wanted, len(group))
     assert len(rows) == m
     assert (np.diff(rows) > 0).all()
@@ -362,7 +456,20 @@ def test_a_balanced_set_is_sampled_in_balance() -> None:
     """Groups take turns: every other identity would be of one group."""
     order = plan_dataset({"a": 1000, "b": 1000}).order
     assert order[:4].tolist() == [0, 1, 0, 1]
-    assert np.bincount(order[_spread(order, 1000)]).tolist() == [500, 500]
+    assert np.bincount(order[spread(order, 1000)]).tolist() == [500, 500]
+
+
+def test_limits_are_those_of_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Groups({"brightness": ["dim", "bright"], "colour_warmth": ["cold", "warm"]})
+    monkeypatch.setitem(globals(), "GROUPS", names)
+    monkeypatch.setitem(globals(), "QUOTA", dict(zip(names.names, QUOTA.values(), strict=True)))
+    plan = _plan(fmr=None)
+    root = _write_set(tmp_path / "set", plan)
+    limits = _sheet(root, plan)["limits"]
+    assert "apparent brightness, colour warmth." in limits[0]
+    assert not any(word in limit for limit in limits for word in ("gender", "age.", "skin tone"))
+    assert not any("selected by a labeller" in limit or "false match rate" in limit for limit in limits)
+    assert json.loads((root / "croissant.json").read_text())["rai:dataLimitations"] == limits
 
 
 # --- identities ---------------------------------------------------------------------------------------------------
@@ -465,6 +572,29 @@ def test_without_a_threshold_there_are_cosines_but_no_shares(tmp_path: Path) -> 
     assert "no threshold" in (root / "README.md").read_text()
 
 
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=50), st.one_of(st.none(), st.floats(-1, 1, width=32)))
+def test_no_bin_has_values_from_both_sides_of_the_threshold(values: list[float], threshold: float | None) -> None:
+    edges = _edges(np.array(values), threshold)
+    assert edges[0] <= min(values) <= max(values) <= edges[-1]
+    assert 50 <= len(edges) - 1 <= 51
+    assert np.diff(edges) == pytest.approx(np.full(len(edges) - 1, edges[1] - edges[0]))
+    if threshold is not None:
+        assert threshold in edges
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_that_the_font_lacks_are_numbered_in_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Groups({"gender": ["女性", "male"], "tone": ["#1", "तेज़"]})
+    monkeypatch.setitem(globals(), "GROUPS", names)
+    monkeypatch.setitem(globals(), "QUOTA", dict(zip(names.names, QUOTA.values(), strict=True)))
+    assert drawable(names).attributes == {"gender": ("#2", "male"), "tone": ("#1", "#3")}
+    plan = _plan(fmr=FMR)
+    root = _write_set(tmp_path / "set", plan)
+    _sheet(root, plan, **_models())
+    assert "#2 is 女性, #3 is तेज़." in (root / "README.md").read_text(encoding="utf-8")
+    assert set(names.names) <= set(json.loads((root / "croissant.json").read_text(encoding="utf-8"))["keywords"])
+
+
 def test_figures_of_an_earlier_datasheet_go(copy: Path, plain: DatasetPlan) -> None:
     (copy / "figures").mkdir()
     (copy / "figures" / "mine.png").write_bytes(b"x")
@@ -506,8 +636,8 @@ def test_the_readme_has_the_numbers_of_dataset_json(full) -> None:
         assert table[name][:2] == [str(aimed["identities"]), str(aimed["images"])]
         share, low, high = (100 * x for x in _row(labelled))
         assert table[name][3] == f"{share:.1f} % [{low:.1f}, {high:.1f}]"
-    assert table["unsure"][3] == f"{record['shares']['labeller']['unsure']} faces"
-    assert _rows(text.split("## Identities")[1])["female-dark"] == ["1,020", "220", "27", "23", "20"]
+    assert table["unsure"][3] == f"{record['shares']['labeller']['unsure']} of 100"
+    assert _rows(text.split("## Identities")[1])["female-dark"] == ["1,020", "220", "27", "23", "20", "150"]
     assert f"{record['faces found']['count']} of 100" in text
     assert f"{record['identity']['matching pairs']['matched']} of 4,950 (the generator's faces" in text
     for version in record["versions"].values():
@@ -518,6 +648,28 @@ def test_the_readme_has_the_numbers_of_dataset_json(full) -> None:
         assert limit in text
     for figure in (root / "figures").iterdir():
         assert f"figures/{figure.name}" in text
+
+
+def test_the_gate_table_adds_up(full) -> None:
+    rows = _rows((full[0] / "README.md").read_text().split("## Identities")[1])
+    assert set(rows) >= set(QUOTA)
+    for name in QUOTA:
+        _, confirmed, *parts = (int(cell.replace(",", "")) for cell in rows[name])
+        assert confirmed == sum(parts)
+
+
+def test_settings_are_printed_as_values(copy: Path, plain: DatasetPlan) -> None:
+    prints = {"generator": "ab12", "min_confidence": "cd34", "threshold": "ef56", "generator dtype": "torch.float16"}
+    _sheet(copy, plain)
+    assert "This cosine was given" not in (copy / "README.md").read_text()
+    _sheet(copy, plain, fingerprint=prints)
+    text = (copy / "README.md").read_text()
+    made = text.split("## How it was made")[1].split("## Groups")[0]
+    assert "`ab12`" in made
+    assert re.search(rf"threshold, given +\| {THRESHOLD} ", made)
+    assert re.search(r"generator dtype +\| torch.float16 ", made)
+    assert not any(value in text for value in ("cd34", "ef56"))
+    assert f"a cosine of {THRESHOLD} (false match rate {FMR:g}). This cosine was given" in text
 
 
 def _rows(text: str) -> dict[str, list[str]]:
@@ -553,21 +705,41 @@ def test_files_and_bytes_are_those_on_disk(full, plain) -> None:
 
 
 def test_licence_fields(copy: Path, plain: DatasetPlan) -> None:
-    record = _sheet(copy, plain, licence={"name": "CC-BY-4.0", "url": "https://example.org/by", "ethics | board": "7"})
+    record = _sheet(copy, plain, licence={"name": "CC-BY-4.0", "url": "https://example.org/by", "creator": "lab | 7"})
     assert record["licence"]["name"] == "CC-BY-4.0"
-    assert record["licence"]["ethics | board"] == "7"
-    missing = set(LICENCE_FIELDS) - {"name", "url"}
+    missing = set(LICENCE_FIELDS) - {"name", "url", "creator"}
     assert {record["licence"][field] for field in missing} == {"not stated"}
     readme = (copy / "README.md").read_text()
     assert readme.count("not stated") == len(missing) + 1  # and the command
-    assert "ethics \\| board" in readme
+    assert "lab \\| 7" in readme
     assert json.loads((copy / "croissant.json").read_text())["license"] == "https://example.org/by"
+    assert not (copy / "LICENSE").exists()
+    assert "LICENSE" not in readme
+
+
+def test_a_whole_licence_is_a_file(copy: Path, plain: DatasetPlan) -> None:
+    text = "Terms of this set\r\n\n1. | Ask – first.\n"
+    record = _sheet(copy, plain, licence={"text": text})
+    assert (copy / "LICENSE").read_bytes() == text.encode()
+    assert record["licence"]["text"] == text
+    assert record["files"]["LICENSE"] == _about(copy / "LICENSE")
+    assert "[LICENSE](LICENSE)" in (copy / "README.md").read_text().split("## Licence")[1]
+    croissant = json.loads((copy / "croissant.json").read_text())
+    assert croissant["license"] == "LICENSE"
+    file = next(o for o in croissant["distribution"] if o["@id"] == "LICENSE")
+    assert file["sha256"] == _about(copy / "LICENSE")["sha256"]
+    assert not _validated(copy).metadata.issues.errors
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
         ({"licence": {"name": ""}}, DataError, "licence fields are text"),
+        ({"licence": {"text": 4}}, DataError, "licence fields are text"),
+        ({"licence": "CC-BY-4.0"}, DataError, r"licence is a dict\n.*generator licence"),
+        ({"licence": {"generator": "FFHQ"}}, DataError, r"nobody knows\n(.*\n)*.*did you mean 'generator licence'"),
+        ({"licence": {"autor": "I"}}, DataError, r"expected: name, url, (.*\n)*  got:      autor\n"),
+        ({"licence": {"hmoe page": "https://x"}}, DataError, "did you mean 'home page'"),
         ({"licence": {"url": "CC-BY"}}, DataError, "is no address"),
         ({"licence": {"published": "last week"}}, DataError, "no date"),
         ({"audit": 0}, DataError, "audit"),

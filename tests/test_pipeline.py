@@ -433,40 +433,6 @@ def test_reject_needs_something_to_fill(quota: list[int]) -> None:
         ffs.reject(_coin(), _by_sign, torch.tensor([1, 1, 1]), groups=Groups({"a": ["x", "y"]}))
 
 
-# --- wrapped generators ---------------------------------------------------------------------------------------------
-
-
-def test_wrapped_generators_estimate_their_mean_and_truncate() -> None:
-    generator = ffs.wrap_generator(
-        map=lambda z: z + 3, synthesize=lambda w: w[:, 0, :3, None, None], z_dim=4, resolution=1, num_ws=3
-    )
-    assert isinstance(generator, ffs.Generator)
-    torch.testing.assert_close(generator.w_avg, torch.full((4,), 3.0), rtol=0, atol=0.1)
-    z = torch.randn(5, 4)
-    w = generator.map(z, truncation_psi=0.5)
-    torch.testing.assert_close(w, (generator.w_avg + 0.5 * (z + 3 - generator.w_avg))[:, None].expand(-1, 3, -1))
-
-
-def test_what_is_not_given_is_found_out() -> None:
-    generator = ffs.wrap_generator(
-        map=lambda z: z[:, None, :2].expand(-1, 5, -1), synthesize=lambda w: torch.zeros(len(w), 3, 16, 16), z_dim=4
-    )
-    assert (generator.w_dim, generator.num_ws, generator.resolution) == (2, 5, 16)
-    plain = ffs.wrap_generator(map=None, synthesize=lambda w: torch.zeros(len(w), 3, 8, 8), z_dim=4)
-    assert (plain.w_dim, plain.num_ws, plain.resolution) == (4, 1, 8)
-
-
-def test_wrapped_callables_of_the_wrong_shape_are_named() -> None:
-    with pytest.raises(ShapeError, match="wrapped map"):
-        ffs.wrap_generator(map=lambda z: z[0], synthesize=lambda w: w, z_dim=4)
-    with pytest.raises(ShapeError, match=r"z \[n, 2\]"):
-        _coin().map(torch.zeros(2, 3))
-    with pytest.raises(ShapeError, match="not a batch of images"):
-        ffs.wrap_generator(synthesize=lambda w: w, z_dim=4, resolution=8).synthesize(torch.zeros(2, 1, 4))
-    with pytest.raises(ShapeError, match="unconditional"):
-        _coin().map(torch.zeros(2, 2), torch.zeros(2, 1))
-
-
 # --- reports, figures ---------------------------------------------------------------------------------------------
 
 

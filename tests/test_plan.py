@@ -41,6 +41,13 @@ def plans(draw: st.DrawFn) -> DatasetPlan:
     )
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert plan_dataset(np.int64(3), groups=GROUPS) == plan_dataset(3, groups=GROUPS)
+    assert plan_dataset({NAMES[0]: np.int32(3)}, groups=GROUPS) == plan_dataset({NAMES[0]: 3}, groups=GROUPS)
+    with pytest.raises(DataError, match="a float64"):
+        plan_dataset(np.float64(3), groups=GROUPS)
+
+
 # --- the quota ------------------------------------------------------------------------------------------------------
 
 

@@ -26,16 +26,16 @@ def _truth(w: Tensor) -> dict[str, Tensor]:
 
 
 def _toy_generator(num_ws: int = 1) -> ffs.models.protocols.WrappedGenerator:
-    """An 'image' that shows the latent: the mean of each 1×1 block."""
+    """An 'image' that shows the latent in each of its two rows."""
 
     def synthesize(w: Tensor) -> Tensor:
-        return w.mean(1).reshape(-1, 3, 1, DIM // 3) / 10
+        return w.mean(1).reshape(-1, 3, 1, DIM // 3).expand(-1, -1, 2, -1) / 10
 
     return ffs.wrap_generator(synthesize=synthesize, z_dim=DIM, num_ws=num_ws, resolution=2)
 
 
 def _labeller() -> ffs.Labeller:
-    return ffs.wrap_labeller(lambda images: _truth(images.flatten(1) * 10), GROUPS.attributes)
+    return ffs.wrap_labeller(lambda images: _truth(images[:, :, 0].flatten(1) * 10), GROUPS.attributes)
 
 
 def _assign(images: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def test_layered_latents() -> None:
         return torch.stack((z, z * 0.5), dim=1)
 
     generator = ffs.wrap_generator(
-        map=split_map, synthesize=lambda w: w[:, 0].reshape(-1, 3, 1, 2) / 10, z_dim=DIM, resolution=2
+        map=split_map, synthesize=lambda w: _toy_generator().synthesize(w[:, :1]), z_dim=DIM, resolution=2
     )
     bank = ffs.label_latents(generator, _labeller(), 2000, progress=False)
     fitted = ffs.fit_screen(bank, hidden=32, members=1, epochs=10)
@@ -206,7 +206,7 @@ def test_layered_latents() -> None:
 
 def test_a_screen_of_a_bank_with_detections_avoids_latents_without_a_face() -> None:
     def detector(images: Tensor) -> Tensor:
-        return (images.flatten(1)[:, 5] < 0.05).float()  # a face unless the last latent is above 0.5
+        return (images[:, :, 0].flatten(1)[:, 5] < 0.05).float()  # a face unless the last latent is above 0.5
 
     bank = ffs.label_latents(_toy_generator(), _labeller(), 4000, detector=detector, progress=False)
     fitted = ffs.fit_screen(bank, hidden=64, members=1, epochs=15)
@@ -224,7 +224,7 @@ def test_one_attribute_of_several_can_be_asked_for(fitted: ffs.Screen) -> None:
 
 def test_a_group_that_never_succeeds_does_not_starve_the_others(fitted: ffs.Screen) -> None:
     def only_left(images: Tensor) -> Tensor:
-        coin = images.flatten(1).sum(1).frac().abs() < 0.1  # confirms one face of group 0 in ten, and no other
+        coin = images[:, :, 0].flatten(1).sum(1).frac().abs() < 0.1  # one face of group 0 in ten, and no other
         return torch.where((_assign(images) == 0) & coin, 0, -1)
 
     def propose(ids: Tensor, index: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ def test_only_faces_that_are_kept_stand_in_the_way_of_others(fitted: ffs.Screen,
         dim = 12
 
         def __call__(self, images: Tensor) -> Tensor:
-            who = (images.flatten(1)[:, 5] * 1e4).long() % 12
+            who = (images[:, :, 0].flatten(1)[:, 5] * 1e4).long() % 12
             return torch.nn.functional.one_hot(who, 12).float()
 
     quota = torch.full((6,), 2)

@@ -12,6 +12,7 @@ import resource
 import shutil
 import struct
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from PIL import Image
 
 from fairface_synth import DataError, ShapeError
 from fairface_synth.export import storage
+from fairface_synth.export.disk import draft_path, is_abandoned
 from fairface_synth.export.encoding import decode, encode
 from fairface_synth.export.joining import check_finish, finish
 from fairface_synth.export.plan import DatasetPlan, Shard, plan_dataset
 from fairface_synth.export.records import MAGIC, check_keys, frame, image_record, read_frame, read_image
 from fairface_synth.export.shard_checks import check_shard
-from fairface_synth.export.storage import COLUMNS, is_done, read_images, read_index
+from fairface_synth.export.storage import COLUMNS, file_name, is_done, read_images, read_index
 from fairface_synth.export.writing import Row, clean, remove_shard, write_shard
 
 LAYOUTS = ("webdataset", "folders", "rec", "parquet")
@@ -55,6 +57,12 @@ def _rows(plan: DatasetPlan, shard: Shard) -> Iterator[tuple[bytes, Row]]:
         about = (image, identity, place, name, GROUPS.index(name), 100 + identity)
         similarity = float("nan") if place == 0 else 1 / (1 + image)
         yield encode(_pixels(image), plan), Row(*about, latents, 1 / (1 + place), similarity, image % 2 == 0)
+
+
+def _other_rows(plan: DatasetPlan, shard: Shard) -> Iterator[tuple[bytes, Row]]:
+    """Other pictures of the same length or another, of other latents."""
+    for _, row in _rows(plan, shard):
+        yield encode(_pixels(1000 + row.image), plan), row._replace(latents=row.latents + 1)
 
 
 def _shards(plan: DatasetPlan) -> list[Shard]:
@@ -427,25 +435,48 @@ def _killed(work: Callable[[], object], call: int) -> bool:
 def test_a_shard_killed_at_any_step_is_made_again(layout: str, tmp_path: Path) -> None:
     plan = _plan(layout, images_per_identity=1, shard_size=2)
     shard = plan.shard(1)
-    root, reference = tmp_path / "set", tmp_path / "reference"
+    root, reference, other = tmp_path / "set", tmp_path / "reference", tmp_path / "other"
     write_shard(reference, plan, shard, _rows(plan, shard))
+    write_shard(other, plan, shard, _other_rows(plan, shard))
     for again in (False, True) if layout == "webdataset" else (True,):  # a new shard; one that replaces a shard
         for call in range(1, 200):
             shutil.rmtree(root, ignore_errors=True)
-            root.mkdir()
-            if again:
-                write_shard(root, plan, shard, _rows(plan, shard))
+            shutil.copytree(other, root) if again else root.mkdir()
             killed = _killed(lambda: write_shard(root, plan, shard, _rows(plan, shard)), call)
             if is_done(root, plan, shard):
                 assert check_shard(root, plan, shard) == []
             clean(root, plan)
-            if not is_done(root, plan, shard):
-                assert _tree(root) == {}
-                write_shard(root, plan, shard, _rows(plan, shard))
+            assert _tree(root) in ({}, _tree(other), _tree(reference))
+            write_shard(root, plan, shard, _rows(plan, shard))
             assert _tree(root) == _tree(reference)
             if not killed:
                 break
         assert 8 < call < 199
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "folders"])
+def test_a_damaged_shard_killed_while_it_is_made_again(layout: str, tmp_path: Path) -> None:
+    """Its sidecar is right all the time: nothing that was whole may be half there."""
+    plan = _plan(layout, images_per_identity=2, shard_size=2)
+    shard, root, reference = plan.shard(1), tmp_path / "set", tmp_path / "reference"
+    write_shard(reference, plan, shard, _rows(plan, shard))
+    whole, name = _tree(reference), file_name(plan, shard, shard.first_image + 1)
+    for call in range(1, 200):
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(reference, root)
+        _flip(root / name, 30)
+        killed = _killed(lambda: write_shard(root, plan, shard, _rows(plan, shard)), call)
+        clean(root, plan)
+        left = _tree(root)
+        assert all(left[other] == whole[other] for other in left if other != name)
+        if is_done(root, plan, shard):
+            assert left.keys() == whole.keys()
+        write_shard(root, plan, shard, _rows(plan, shard))
+        assert _tree(root) == whole
+        if not killed:
+            break
+    assert 5 < call < 199
+    assert left == whole
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -518,6 +549,11 @@ def test_a_joined_shard_killed_while_it_is_made_again(tmp_path: Path) -> None:
     for call in range(1, 200):
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(reference, root)
+        start, length = json.loads((root / "shards/joined.json").read_text())["shards"][1]
+        with open(root / "train.rec", "r+b") as file:
+            file.seek(start)
+            file.write(bytes(length))
+        remove_shard(root, plan, shard)
         killed = _killed(lambda: write_shard(root, plan, shard, _rows(plan, shard)), call)
         clean(root, plan)
         if not is_done(root, plan, shard):
@@ -589,29 +625,95 @@ def test_what_joining_made_is_checked_and_mended(tmp_path: Path) -> None:
         f"{size + 2:,} bytes": lambda: damage("train.rec", size, b"xx"),
         "train.idx": lambda: damage("train.idx", 5, b"9"),
         "property": (tmp_path / "property").unlink,
-        "not joined": (tmp_path / "shards/joined.json").unlink,
+        "shards/joined.json": (tmp_path / "shards/joined.json").unlink,
+        "joined.json is missing or not": lambda: damage("shards/joined.json", 3, b"F"),
+        "not what it should be": lambda: damage("shards/joined.json", len(whole["shards/joined.json"]), b"\n"),
+        "not joined": (tmp_path / "train.rec").unlink,
     }
     for message, break_it in damages.items():
         break_it()
         assert any(message in problem for problem in check_finish(tmp_path, plan)), message
+        for shard in _shards(plan):
+            if not is_done(tmp_path, plan, shard):
+                write_shard(tmp_path, plan, shard, _rows(plan, shard))
         finish(tmp_path, plan)
         assert check_finish(tmp_path, plan) == []
         assert _tree(tmp_path) == whole
 
 
 def test_nobody_guesses_what_train_rec_holds(tmp_path: Path) -> None:
+    """Where joined.json and a sidecar are lost: nothing is made, nothing is deleted, and the way out works."""
     plan = _plan("rec")
     finish(_write(tmp_path, plan), plan)
+    whole = _tree(tmp_path)
     (tmp_path / "shards/joined.json").unlink()
-    assert all(is_done(tmp_path, plan, shard) for shard in _shards(plan))  # the sidecars say where
-    remove_shard(tmp_path, plan, plan.shard(1))
+    (tmp_path / "shards/00001.json").unlink()
     assert not any(is_done(tmp_path, plan, shard) for shard in _shards(plan))
-    _write(tmp_path / "again", plan)
-    for name, data in _tree(tmp_path / "again").items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "train.rec").write_bytes(b"something else")
-    with pytest.raises(DataError, match=r"(?s)what lies where.*delete train\.rec"):
-        finish(tmp_path, plan)
+    assert ["nobody knows" in problem for problem in check_finish(tmp_path, plan)] == [True]
+    left = _tree(tmp_path)
+
+    def rows() -> Iterator[tuple[bytes, Row]]:
+        raise AssertionError("an image was made in vain")
+        yield
+
+    attempts: list[Callable[[], object]] = [
+        lambda: finish(tmp_path, plan),
+        lambda: write_shard(tmp_path, plan, plan.shard(1), rows()),
+        lambda: remove_shard(tmp_path, plan, plan.shard(0)),
+    ]
+    for attempt in attempts:
+        with pytest.raises(DataError, match=r"(?s)what lies where.*delete train\.rec"):
+            attempt()
+        assert _tree(tmp_path) == left
+    (tmp_path / "train.rec").unlink()
+    finish(_write(tmp_path, plan), plan)
+    assert _tree(tmp_path) == whole
+
+
+@pytest.mark.parametrize("recorded", [None, b"", b"[]", b"{}", b"moved"])
+@pytest.mark.parametrize("cut", [0, 4, 2000])
+def test_sidecars_say_where_shards_lie(recorded: bytes | None, cut: int, tmp_path: Path) -> None:
+    """However long train.rec is, and also when one of the sidecars goes afterwards."""
+    plan = _plan("rec")
+    finish(_write(tmp_path, plan), plan)
+    whole, joined = _tree(tmp_path), tmp_path / "shards/joined.json"
+    second = json.loads(whole["shards/joined.json"])["shards"][1][0]
+    moved = whole["shards/joined.json"].replace(b"%d" % second, b"%d" % (second - 4))
+    joined.unlink() if recorded is None else joined.write_bytes(moved if recorded == b"moved" else recorded)
+    os.truncate(tmp_path / "train.rec", len(whole["train.rec"]) - cut)
+    assert any("joined.json is missing or not" in problem for problem in check_finish(tmp_path, plan))
+    remove_shard(tmp_path, plan, plan.shard(1))
+    assert joined.read_bytes() == whole["shards/joined.json"]
+    missing = [shard for shard in _shards(plan) if not is_done(tmp_path, plan, shard)]
+    assert [shard.number for shard in missing] == ([1, 3] if cut == 2000 else [1])
+    for shard in missing:
+        write_shard(tmp_path, plan, shard, _rows(plan, shard))
+    finish(tmp_path, plan)
+    assert _tree(tmp_path) == whole
+
+
+def test_shards_that_lie_beside_train_rec_decide(tmp_path: Path) -> None:
+    plan = _plan("rec")
+    finish(_write(tmp_path / "whole", plan), plan)
+    _write(tmp_path / "set", plan)
+    (tmp_path / "set/train.rec").write_bytes(b"something else")
+    finish(tmp_path / "set", plan)
+    assert _tree(tmp_path / "set") == _tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_pass_over_all_shards_reads_each_file_once(
+    joined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_dataset({"female": 40}, 1, 1, layout="rec")
+    finish(_write(tmp_path, plan), plan)
+    if not joined:
+        (tmp_path / "shards/joined.json").unlink()
+    os.utime(tmp_path / "shards", (0, 0))  # a folder that changed just now may change again at the same time
+    read, loads = [], json.loads
+    monkeypatch.setattr(storage.json, "loads", lambda data: (read.append(data), loads(data))[1])
+    assert all(is_done(tmp_path, plan, shard) for shard in _shards(plan))
+    assert plan.shards <= len(read) <= 2 * plan.shards
 
 
 def test_a_lost_train_rec_is_made_again(tmp_path: Path) -> None:
@@ -678,6 +780,114 @@ def test_a_writer_that_was_killed_leaves_no_draft_to_the_next(layout: str, tmp_p
     other.write_bytes(b"of another writer")
     write_shard(tmp_path, plan, shard, _rows(plan, shard))
     assert list(tmp_path.rglob("*.tmp")) == [other]
+
+
+def test_only_drafts_of_the_dead_are_abandoned(tmp_path: Path) -> None:
+    def draft(name: str, age: float = 0) -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    mine = draft_path(tmp_path / "00001.tar").name
+    host, process, run, _ = mine.removeprefix(".00001.tar.").split("-")
+    assert int(process) == os.getpid()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert is_abandoned(draft(mine.replace(f"-{process}-", f"-{child}-"))) is False  # not yet waited for
+    os.waitpid(child, 0)
+    assert is_abandoned(draft(mine.replace(f"-{process}-", f"-{child}-")))
+    assert not is_abandoned(draft(mine, 1e6))
+    assert not is_abandoned(draft(mine.replace(f"-{process}-", f"-{os.getppid()}-"), 1e6))
+    assert is_abandoned(draft(mine.replace(run, "0" * 8)))  # of an earlier process of the same number
+    for name in (mine.replace(host, "0" * 8), ".00001.json.ab_c.tmp"):  # of another host; of nobody knows whom
+        assert not is_abandoned(draft(name, 80_000))
+        assert is_abandoned(draft(name, 90_000))
+    assert not is_abandoned(tmp_path / ".00001.json.gone.tmp")
+
+
+# --- two writers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("last", [False, True])
+def test_another_writer_of_the_same_shard_does_not_show(layout: str, last: bool, tmp_path: Path) -> None:
+    """A rank of an older job array, or an actor that was cut off, while the other run goes on or even finishes."""
+    plan = _plan(layout)
+    reference, shard = tmp_path / "reference", plan.shard(1)
+    _write(reference, plan)
+    if last:
+        finish(reference, plan)
+    for at in (0, 1, 7, shard.images):
+        root = tmp_path / str(at)
+        _write(root, plan)
+        remove_shard(root, plan, shard)
+
+        def rows(at: int = at, root: Path = root) -> Iterator[tuple[bytes, Row]]:
+            of = list(_rows(plan, shard))
+            yield from of[:at]
+            write_shard(root, plan, shard, iter(of))
+            if last:
+                finish(root, plan)
+                clean(root, plan)
+            yield from of[at:]
+
+        sidecar = write_shard(root, plan, shard, rows())
+        assert sidecar == json.loads((reference / "shards/00001.json").read_text())
+        assert _tree(root) == _tree(reference)
+        assert not list(root.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("step", ["replace", "fsync", "unlink"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_two_writers_may_finish_at_once(
+    damaged: bool, step: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One writes the whole shard before the n-th step of the other."""
+    plan = _plan(layout, images_per_identity=2, shard_size=4)
+    reference, shard = tmp_path / "reference", plan.shard(1)
+    _write(reference, plan)
+    real, name = getattr(os, step), file_name(plan, shard, shard.first_image)
+    for call in range(1, 100):
+        root, left = tmp_path / str(call), [call]
+        shutil.copytree(reference, root)
+        remove_shard(root, plan, shard)
+        if damaged:  # folders, or whatever lies there
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_bytes(b"x")
+
+        def stepped(*args: Any, root: Path = root, left: list[int] = left, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                write_shard(root, plan, shard, _rows(plan, shard))
+                assert _check(root, plan) == []
+            return real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, stepped)
+            write_shard(root, plan, shard, _rows(plan, shard))
+        assert _tree(root) == _tree(reference)
+        assert not list(root.rglob("*.tmp"))
+        if left[0] > 0:
+            break
+    assert call > (1 if step == "unlink" else 2)
+
+
+def test_drafts_that_others_deleted_are_a_clear_error(tmp_path: Path) -> None:
+    for layout in LAYOUTS:
+        root, plan = tmp_path / layout, _plan(layout)
+
+        def rows(root: Path = root, plan: DatasetPlan = plan) -> Iterator[tuple[bytes, Row]]:
+            of = list(_rows(plan, plan.shard(0)))
+            yield from of[:5]
+            clean(root, plan)  # by a run that does not know of this one
+            yield from of[5:]
+
+        with pytest.raises(DataError, match=r"(?s)drafts of shard 0 were deleted by others.*run the same export again"):
+            write_shard(root, plan, plan.shard(0), rows())
+        assert _tree(root) == {}
 
 
 def test_cleaning_takes_leftovers_alone(tmp_path: Path) -> None:
@@ -757,7 +967,8 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     sidecar, index = tmp_path / "shards/00001.json", tmp_path / "shards/00001.parquet"
     text = json.loads(whole["shards/00001.json"])
     text["files"][name]["bytes"] = str(text["files"][name]["bytes"])
-    damaged = [(content, "damaged") for content in (b"{", b"[]", b"{}", json.dumps(text).encode())]
+    listed = json.dumps(text | {"files": []}).encode()
+    damaged = [(content, "damaged") for content in (b"{", b"[]", b"{}", json.dumps(text).encode(), listed)]
     for content, message in (*damaged, (None, "sidecar is missing")):
         sidecar.write_bytes(content) if content is not None else sidecar.unlink()
         assert message in problems()
@@ -772,6 +983,9 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert "the index has 8 rows, not 12" in problems()
     index.write_bytes(whole["shards/00001.parquet"])
     assert problems() == ""
+    sidecar.write_bytes(whole["shards/00003.json"])
+    assert problems() == "shard 1: its sidecar is of shard 3 of this plan"
+    sidecar.write_bytes(whole["shards/00001.json"])
     other = _plan(seed=1)
     assert f"of another plan ({plan.digest})" in check_shard(tmp_path, other, shard)[0]
     assert not is_done(tmp_path, other, shard)
@@ -786,8 +1000,11 @@ def test_folders_name_stray_and_missing_files(tmp_path: Path) -> None:
     assert check_shard(tmp_path, plan, shard) == ["shard 0: files that do not belong there: images/00000001/copy.jpg"]
     stray.unlink()
     (tmp_path / "images/00000001/0002.jpg").unlink()
-    assert not is_done(tmp_path, plan, shard)
+    assert is_done(tmp_path, plan, shard)  # which looks at folders alone
     assert any("image 6 cannot be read" in problem for problem in check_shard(tmp_path, plan, shard))
+    shutil.rmtree(tmp_path / "images/00000001")
+    assert not is_done(tmp_path, plan, shard)
+    assert "shard 0: images/* is missing" in check_shard(tmp_path, plan, shard)
     write_shard(tmp_path, plan, shard, _rows(plan, shard))
     assert check_shard(tmp_path, plan, shard) == []
 
@@ -813,6 +1030,42 @@ def test_an_image_that_was_stored_broken_is_named(tmp_path: Path) -> None:
     rows[3] = (rows[3][0][:40], rows[3][1])
     write_shard(tmp_path, plan, plan.shard(0), rows)
     assert check_shard(tmp_path, plan, plan.shard(0)) == ["shard 0: images that do not decode: 3"]
+
+
+_PLACES = {
+    "webdataset": ("shards/00001.tar", "shards/00001.json", "shards/00001.parquet", "shards"),
+    "folders": ("images/00000003", "images/00000003/0001.jpg", "shards/00001.json", "images", "shards"),
+    "rec": ("shards/00001.json", "shards/00001.parquet", "shards/joined.json", "train.rec", "train.idx", "property"),
+    "parquet": ("shards/00001.parquet", "shards/00001.json"),
+}
+
+
+@pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout in LAYOUTS for name in _PLACES[layout]])
+def test_files_and_folders_in_each_others_place(layout: str, name: str, removed: bool, tmp_path: Path) -> None:
+    plan = _plan(layout)
+    finish(_write(tmp_path, plan), plan)
+    whole, path = _tree(tmp_path), tmp_path / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_bytes(b"x")
+    else:
+        path.unlink()
+        path.mkdir()
+        (path / "within").write_bytes(b"x")
+    wrong = [shard for shard in _shards(plan) if check_shard(tmp_path, plan, shard)]
+    assert wrong or check_finish(tmp_path, plan)
+    if name != "images/00000003/0001.jpg":
+        assert wrong == [s for s in _shards(plan) if not is_done(tmp_path, plan, s)] or name.endswith("00001.parquet")
+    for shard in wrong:
+        if removed:
+            remove_shard(tmp_path, plan, shard)
+    for shard in wrong:
+        write_shard(tmp_path, plan, shard, _rows(plan, shard))
+    finish(tmp_path, plan)
+    clean(tmp_path, plan)
+    assert _tree(tmp_path) == whole
+    assert check_finish(tmp_path, plan) == []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

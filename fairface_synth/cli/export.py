@@ -116,19 +116,7 @@ def export(
     say(report)
 
 
-def _plan(quota: Sequence[str], settings: Mapping[str, Any], pipeline: Pipeline) -> DatasetPlan:
-    from ..export import plan_dataset
-
-    wanted = _quota(quota)
-    if isinstance(wanted, dict):
-        check_groups(wanted, pipeline.groups, "--quota")
-    renamed = {"psi": "truncation_psi"}
-    none = {"fmr": settings["fmr"] or None, "crop": None if settings["crop"] == "none" else settings["crop"]}
-    plan = {renamed.get(name, name): value for name, value in {**settings, **none}.items()}
-    return plan_dataset(wanted, groups=pipeline.groups, **plan)
-
-
-def _quota(texts: Sequence[str]) -> int | dict[str, int]:
+def parse_quota(texts: Sequence[str]) -> int | dict[str, int]:
     """A number for every group, or for each that is named."""
     pairs = [text.rpartition("=") for text in texts]
     try:
@@ -141,3 +129,15 @@ def _quota(texts: Sequence[str]) -> int | dict[str, int]:
     if "" in names or len(set(names)) < len(names):
         raise click.BadParameter(f"--quota is one N, or GROUP=N with each group once: got {', '.join(texts)}")
     return dict(zip(names, numbers, strict=True))
+
+
+def _plan(quota: Sequence[str], settings: Mapping[str, Any], pipeline: Pipeline) -> DatasetPlan:
+    from ..export import plan_dataset
+
+    wanted = parse_quota(quota)
+    if isinstance(wanted, dict):
+        check_groups(wanted, pipeline.groups, "--quota")
+    renamed = {"psi": "truncation_psi"}
+    none = {"fmr": settings["fmr"] or None, "crop": None if settings["crop"] == "none" else settings["crop"]}
+    plan = {renamed.get(name, name): value for name, value in {**settings, **none}.items()}
+    return plan_dataset(wanted, groups=pipeline.groups, **plan)

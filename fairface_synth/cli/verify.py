@@ -49,7 +49,7 @@ def verify(models: Models, set: Path, repair: bool, pipeline: Path | None, axes:
             fix="name that one with --pipeline; README.md in the set has the command it was made by",
         ) from error
     say(in_options(str(check), click.get_current_context().command))
-    if not (check.ok or repair):
-        say(f"fairface-synth verify {set} --repair --pipeline DIR does that")
+    if not repair and any(name.startswith("shard ") for name in check.problems):
+        say(f"fairface-synth verify {set} --repair --pipeline DIR mends damaged shards")
     if not check.ok:
         click.get_current_context().exit(PROBLEM)

@@ -19,7 +19,7 @@ PHRASES = {
     "pipeline.save(folder) writes one whole or not at all": "`fairface-synth fit` writes one whole or not at all",
     "a folder that ffs.export wrote": "a folder that `fairface-synth export` wrote",
     "verify_dataset(folder, repair=True)": "`fairface-synth verify FOLDER --repair`",
-    "repair=True (--repair)": "--repair",
+    "verify_dataset(path, generator, repair=True) (--repair)": "--repair with the generator (--generator)",
     "generator=ffs.load_generator(…) of the same file": "--generator with the file of the export",
     "make a plan with plan_dataset": "export again to a new folder",
     "a larger budget in the plan": "a larger --budget",

@@ -29,17 +29,18 @@ from .datasheet import SHEET
 from .disk import disk_errors
 from .encoding import encode
 from .engines import Task, Worker
-from .gate import describe_file, map_new
+from .gate import IDENTITY_FILES, describe_file, map_new, read_identities
 from .joining import check_finish, finish
-from .making import Maker, Parts, gather
+from .making import Identities, Maker, Parts, gather
 from .plan import DatasetPlan, Shard
-from .provenance import generator_prints, refuse_others
+from .provenance import generator_prints, refuse_others, stored_plan
 from .session import lock
 from .shard_checks import check_shard
-from .storage import index_path, read_index, read_sidecar
+from .storage import index_path, is_done, read_index, read_sidecar, some
 from .writing import Row, remove_shard, write_shard
 
 _SHOWN = 5  # problems of one shard
+_ROWS = 1000  # latents read at a time
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,22 @@ class DatasetCheck:
             lines.append(f"made again: {', '.join(self.repaired)}")
         if self.ok:
             text = "every shard, index, checksum, row and image is as planned; no image occurs twice"
-            return "\n".join([*lines, text + " (README.md and figures are not compared)"])
+            return "\n".join([*lines, text + " (of the datasheet only the checksums in it are compared)"])
         for name, problems in self.problems.items():
             more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
             lines += [t if t.startswith(name) else f"{name}: {t}" for t in (*problems[:_SHOWN], *more)]
         if set(self.problems) == {"duplicates"}:
-            fix = "equal images have equal latents, as planned: was perturbation 0, or does an axis move nothing?"
-        else:
-            fix = (
-                "fix: run the same export again, it makes what is missing. Damaged shards: repair=True (--repair) with "
-                "the generator, from the latents in their index; where index or sidecar are lost, with the pipeline "
-                "and the axes of the export (--pipeline, --axes). Files that do not belong there: delete them"
+            lines.append(
+                "equal images have equal latents, as planned: was perturbation 0, or does an axis move nothing?"
             )
-        return "\n".join([*lines, fix])
+        elif any(name.startswith("shard ") for name in self.problems):
+            lines.append(
+                "fix: missing shards: run the same export again. Damaged ones: verify_dataset(path, generator, "
+                "repair=True) (--repair), from the latents in their index; where index or sidecar are lost, with the "
+                "pipeline instead of the generator, and the axes of the export (--pipeline, --axes). Files that do not "
+                "belong there: delete them"
+            )
+        return "\n".join(lines)
 
 
 def verify_dataset(
@@ -116,7 +120,7 @@ def verify_dataset(
     Raises:
         DataError: no set; for repairs, another generator than the set's, or a set that is being written.
     """
-    root, plan = Path(path), read_plan(path)
+    root, plan = Path(path), stored_plan(Path(path))
     problems = _problems(root, plan, threads, progress)
     repaired: list[str] = []
     if repair and problems:
@@ -153,7 +157,7 @@ def regenerate(
     Raises:
         DataError: no such image, another generator or detector, a shard that is missing.
     """
-    root, plan = Path(path), read_plan(path)
+    root, plan = Path(path), stored_plan(Path(path))
     numbers, single = _numbers(index)
     given: Any = generator
     maker = _maker(root, plan, getattr(given, "generator", given), detector or getattr(given, "detector", None))
@@ -182,51 +186,64 @@ def _numbers(index: Any) -> tuple[list[int], bool]:
         raise DataError("images are counted 0, 1, 2, …", expected="a whole number, or several", got=index) from error
 
 
-def read_plan(path: str | os.PathLike[str]) -> DatasetPlan:
-    """The plan of a set on disk.
-
-    Raises:
-        DataError: no set, or a damaged plan.
-    """
-    file = Path(path) / "plan.json"
-    try:
-        return DatasetPlan.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            f"{path} is no set", expected="a folder that ffs.export wrote, with plan.json", got="no plan.json"
-        ) from error
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{file} is damaged", expected="json", got=error) from error
-
-
 # --- finding --------------------------------------------------------------------------------------------------------
 
 
 def _problems(root: Path, plan: DatasetPlan, threads: int, progress: bool) -> dict[str, list[str]]:
     from tqdm.auto import tqdm
 
+    if threads < 1:
+        raise DataError("nothing would be read", expected="threads ≥ 1", got=threads)
     found = _identity_problems(root) | _head_problems(root)
+    people = None if found.keys() & {"gate.json", *IDENTITY_FILES} else read_identities(root)
     shards = [plan.shard(k) for k in range(plan.shards)]
+
+    def check(shard: Shard) -> list[str]:
+        problems = check_shard(root, plan, shard)
+        return problems if problems or people is None else _stranger_problems(root, plan, shard, people)
+
     with ThreadPoolExecutor(threads, "verify") as pool:
-        checks = pool.map(lambda shard: check_shard(root, plan, shard), shards)
+        checks = pool.map(check, shards)
         bar = tqdm(zip(shards, checks, strict=True), "verifying", len(shards), unit="shard", disable=not progress)
         for shard, problems in bar:
             if problems:
                 found[f"shard {shard.number}"] = problems
     for text in check_finish(root, plan):
-        found.setdefault("train.rec", []).append(text)
+        found.setdefault("train.rec", []).append(f"{text}: run the same export again, or repair")
     for name in SHEET:
         if not (root / name).exists():
             found[name] = ["missing: run the same export again, it finishes the set"]
     return found | _croissant_problems(root, plan)
 
 
+def _stranger_problems(root: Path, plan: DatasetPlan, shard: Shard, people: Identities) -> list[str]:
+    """Identities of a shard whose faces are not those of the set's files."""
+    mine = people.take(shard.first_identity, shard.identities)
+    k, wrong = plan.images_per_identity, []
+    columns = ["identity", "group_id", "index", "latents"]
+    step = max(1, _ROWS // k)
+    for first in range(0, shard.identities, step):
+        rows = slice(first * k, min(first + step, shard.identities) * k)
+        table = read_index(root, plan, shard, columns, rows)
+        group, index = (torch.from_numpy(table[name].to_numpy()[::k].copy()) for name in columns[1:3])
+        faces = _flat(table)[::k]
+        own = slice(first, first + len(group))
+        same = (mine.ids[own] == group) & (mine.candidate[own] == index)
+        same &= (mine.latents[own].flatten(1) == faces).all(1)
+        wrong += mine.identity[own][~same].tolist()
+    if not wrong:
+        return []
+    text = f"faces of identities {some(wrong)} are not those of identities.parquet and latents.npy"
+    return [f"shard {shard.number}: {text}: repair with the pipeline makes them again"]
+
+
 def _identity_problems(root: Path) -> dict[str, list[str]]:
     try:
-        files = json.loads((root / "gate.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
+        files = dict(json.loads((root / "gate.json").read_text(encoding="utf-8"))["files"])
+        whole = files.keys() >= {"identities.parquet", "latents.npy"}
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
         return {"gate.json": ["missing or damaged: run the same export again, it finds the same identities"]}
     found = {}
     for name, kept in files.items():
@@ -234,24 +251,33 @@ def _identity_problems(root: Path) -> dict[str, list[str]]:
         if not path.exists():
             found[name] = ["missing: run the same export again, it finds the same identities"]
         elif describe_file(path) != kept:
-            found[name] = ["its checksum is not gate.json's: delete it and run the same export again"]
+            found[name] = ["its checksum is not gate.json's: run the same export again, it finds the same identities"]
     return found
 
 
 def _head_problems(root: Path) -> dict[str, list[str]]:
-    """Whether parts.json and gate.json are as they were when dataset.json was written."""
+    """Whether parts.json, gate.json and LICENSE are as they were when dataset.json was written."""
     try:
-        kept = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["files"]
-        wrong = [name for name in ("parts.json", "gate.json") if (root / name).exists()]
-        wrong = [name for name in wrong if describe_file(root / name) != kept[name]]
+        files = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["files"]
+        kept = {"parts.json": files["parts.json"], "gate.json": files["gate.json"]}
+        kept |= {"LICENSE": files["LICENSE"]} if "LICENSE" in files else {}
+        wrong = [name for name in kept if (root / name).exists() and describe_file(root / name) != kept[name]]
     except FileNotFoundError:
         wrong = []
     except (ValueError, KeyError, TypeError):
         return {"dataset.json": ["damaged: delete it and run the same export again"]}
     again = "it is not as it was when dataset.json was written: if it is what it should be, delete dataset.json, or"
     found = {name: [f"{again} else {name}, and run the same export again"] for name in wrong}
-    if not (root / "parts.json").exists():
-        found["parts.json"] = ["missing: run the same export again"]
+    for name in ("plan.json", "parts.json"):
+        try:
+            whole = isinstance(json.loads((root / name).read_text(encoding="utf-8")), dict)
+        except FileNotFoundError:
+            found[name] = ["missing: run the same export again"]
+            continue
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            found[name] = ["damaged: delete it and run the same export again"]
     return found
 
 
@@ -262,7 +288,7 @@ def _croissant_problems(root: Path, plan: DatasetPlan) -> dict[str, list[str]]:
         told = {file["contentUrl"]: file["sha256"] for file in record["distribution"] if "sha256" in file}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"croissant.json": ["damaged: delete it and run the same export again"]}
     sidecars = (read_sidecar(root, plan, plan.shard(k)) for k in range(plan.shards))
     kept = {name: file["sha256"] for s in sidecars if s is not None for name, file in s["files"].items()}
@@ -294,6 +320,8 @@ def _duplicates(root: Path, plan: DatasetPlan, problems: Mapping[str, Any]) -> l
 def _repair(
     root: Path, plan: DatasetPlan, problems: Mapping[str, Any], given: Any, axes: Any, detector: Any
 ) -> list[str]:
+    if "parts.json" in problems:
+        return []  # nobody knows by which generator
     source = given if hasattr(given, "generator") else None
     maker = _maker(
         root, plan, given if source is None else source.generator, detector or getattr(source, "detector", None)
@@ -301,7 +329,7 @@ def _repair(
     shards = [plan.shard(k) for k in range(plan.shards) if f"shard {k}" in problems]
     repaired = []
     for shard in shards:
-        rows = _kept_rows(root, plan, shard)
+        rows = None if _of_strangers(problems[f"shard {shard.number}"]) else kept_rows(root, plan, shard)
         if rows is not None:
             write_shard(root, plan, shard, _again(maker, rows))
         elif source is not None and not _identity_problems(root):
@@ -312,11 +340,16 @@ def _repair(
         else:
             continue
         repaired.append(f"shard {shard.number}")
-    finish(root, plan)
+    if all(is_done(root, plan, plan.shard(k)) for k in range(plan.shards)):
+        finish(root, plan)
     if "latents.npy" in problems and len(repaired) == len(shards):
         _write_latents(root, plan)
         repaired.append("latents.npy")
     return repaired
+
+
+def _of_strangers(problems: Sequence[str]) -> bool:
+    return any("faces of identities" in text for text in problems)
 
 
 def _given_threshold(root: Path) -> float | None:
@@ -324,7 +357,7 @@ def _given_threshold(root: Path) -> float | None:
     return _read_json(root / "gate.json")["threshold"] if "threshold" in _parts(root)["fingerprint"] else None
 
 
-def _kept_rows(root: Path, plan: DatasetPlan, shard: Shard) -> list[Row] | None:
+def kept_rows(root: Path, plan: DatasetPlan, shard: Shard) -> list[Row] | None:
     """The rows of a shard's index, None unless the sidecar vouches for it."""
     sidecar = read_sidecar(root, plan, shard)
     path = index_path(root, shard)
@@ -365,13 +398,22 @@ def _write_latents(root: Path, plan: DatasetPlan) -> None:
 
 def _latents(root: Path, plan: DatasetPlan, shard: Shard, start: int, stop: int) -> Tensor:
     """Latents of images start … stop − 1 of a shard, [n, *shape]."""
-    table = read_index(root, plan, shard, ["latents"]).slice(start, stop - start)
+    table = read_index(root, plan, shard, ["latents"], slice(start, stop))
+    return _flat(table).reshape(-1, *_parts(root)["latent_shape"])
+
+
+def _flat(table: Any) -> Tensor:
+    """The column of latents, float32 [n, numbers]."""
     flat = table["latents"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return torch.from_numpy(flat.astype(np.float32)).reshape(-1, *_parts(root)["latent_shape"])
+    return torch.from_numpy(flat.astype(np.float32)).reshape(table.num_rows, -1)
 
 
 def _parts(root: Path) -> dict[str, Any]:
-    return _read_json(root / "parts.json")
+    parts = _read_json(root / "parts.json")
+    if not isinstance(parts, dict) or not {"fingerprint", "describe", "groups", "latent_shape"} <= parts.keys():
+        expected, fix = "what export wrote", "delete it and run the same export again"
+        raise DataError(f"{root / 'parts.json'} is damaged", expected=expected, got=str(parts)[:80], fix=fix)
+    return parts
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _OWN_TERMS = (
     *("repeated", "replace", "samplingRate", "separator", "source", "subField", "transform"),
 )
 _MEDIA_TYPES: Mapping[str, str] = {
+    "": "text/plain",
     ".json": "application/json",
     ".parquet": "application/x-parquet",
     ".tar": "application/x-tar",
@@ -70,7 +71,8 @@ def croissant_record(
         root: the set's folder, with its shards' sidecars and indexes.
         plan: of the set.
         description: one paragraph.
-        licence: as `write_datasheet` has it; "name", "url", "home page", "citation", "published", "creator" are used.
+        licence: as `write_datasheet` has it; "name", "url", "home page", "citation", "published", "creator" are used,
+            and of "text" that there is a file LICENSE.
         limits: what the data do not prove.
         files: {relative path: {"bytes", "sha256"}} of the files beside the shards.
 
@@ -93,8 +95,9 @@ def croissant_record(
             "photograph the generator was trained on."
         ],
     }
-    if "url" in terms or "name" in terms:
-        record["license"] = terms.get("url", terms.get("name"))
+    stated = [terms[key] for key in ("url", "name") if key in terms] + (["LICENSE"] if "text" in terms else [])
+    if stated:
+        record["license"] = stated[0]
     for name, key in (("citeAs", "citation"), ("datePublished", "published")):
         if key in terms:
             record[name] = terms[key]

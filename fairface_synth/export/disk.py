@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +17,10 @@ from typing import Any, BinaryIO
 
 from ..artifacts import atomic_path
 from ..errors import DataError
+
+_HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+_PROCESS = secrets.token_hex(4)  # a process id comes back, in a container that is started again at once
+_DAY = 86400.0
 
 
 @contextmanager
@@ -37,6 +44,9 @@ def disk_errors(path: Path, needs: str | None = None) -> Iterator[None]:
                 got=error,
                 fix="free space and run the same command again: finished shards are kept",
             ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST) and not path.is_dir():
+            expected = "the path of a folder, below folders"
+            raise DataError(f"{path} cannot be a folder", expected=expected, got=error, fix="another path") from error
         if error.errno in refused:
             raise DataError(
                 f"cannot write in {path}",
@@ -54,8 +64,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
     """The same of a file that comes in pieces."""
-    with disk_errors(path.parent), atomic_path(path) as draft, open(draft, "wb") as file:
-        file.writelines(chunks)
+    with disk_errors(path.parent):
+        clear_folder(path)
+        with atomic_path(path) as draft, open(draft, "wb") as file:
+            file.writelines(chunks)
 
 
 def holds(path: Path, chunks: Iterable[bytes]) -> bool:
@@ -63,13 +75,79 @@ def holds(path: Path, chunks: Iterable[bytes]) -> bool:
     try:
         with open(path, "rb") as file:
             return all(file.read(len(chunk)) == chunk for chunk in chunks) and not file.read(1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return False
+
+
+def put_file(source: Path, target: Path) -> None:
+    """Rename a file over whatever is there, even a folder."""
+    clear_folder(target)
+    os.replace(source, target)
+
+
+def put_folder(source: Path, target: Path) -> None:
+    """Rename a folder over whatever is there; what was there goes beside `source`.
+
+    Others may do the same: one of the folders is there after it, and whole.
+    """
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        with suppress(FileNotFoundError):
+            os.replace(target, source.with_name(f"{source.name}.{secrets.token_hex(4)}.old"))
+
+
+def make_folder(path: Path) -> None:
+    """A folder, in place of a file if one is there."""
+    if path.is_file():
+        path.unlink()
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def delete(path: Path) -> None:
+    """Remove a file or a folder with all in it, or nothing where nothing is."""
+    with suppress(FileNotFoundError, NotADirectoryError):  # others may do the same
+        shutil.rmtree(path) if _is_folder(path) else path.unlink()
+
+
+def clear_folder(path: Path) -> None:
+    """Remove a folder that is where a file belongs."""
+    if _is_folder(path):
+        delete(path)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def draft_path(path: Path) -> Path:
+    """A temporary name beside a path, which `clean` knows, and which says whose it is."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}.tmp")
+
+
+def is_abandoned(draft: Path) -> bool:
+    """Whether the writer of a draft is dead. On another host nobody knows: when nothing was written for a day."""
+    of = re.search(r"\.([0-9a-f]+)-(\d+)-([0-9a-f]+)-[0-9a-f]+\.tmp$", draft.name)
+    if of is not None and of[1] == _HOST:
+        return of[3] != _PROCESS if int(of[2]) == os.getpid() else not _is_alive(int(of[2]))
+    try:
+        return time.time() - draft.stat().st_mtime > _DAY
     except FileNotFoundError:
         return False
 
 
-def draft_path(path: Path) -> Path:
-    """A temporary name beside a path, which `clean` knows."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def sync(file: BinaryIO) -> None:

@@ -25,6 +25,7 @@ class ExportEstimate:
         candidates_per_second: drawing, and looking at, candidates.
         confirmed: share of the candidates that the plan's labeller and detector confirm. Candidates that are like
             somebody before come on top, and are not foreseen.
+        impostors: natural faces that are looked at first, to measure the threshold; 0 where it is given.
         bytes: on disk, without the margins of file systems.
         work: bytes that candidates take until the set is finished.
         seconds: of one process.
@@ -35,6 +36,7 @@ class ExportEstimate:
     images_per_second: float
     candidates_per_second: float
     confirmed: float
+    impostors: int
     bytes: int
     work: int
     seconds: float
@@ -43,13 +45,14 @@ class ExportEstimate:
     def __str__(self) -> str:
         room = "enough" if self.free > 1.1 * (self.bytes + self.work) else "NOT ENOUGH"
         free = _gigabytes(self.free)
+        first = f"; {self.impostors:,} natural faces are looked at first, to measure the cosine of this FMR"
         return (
             f"{self.plan}\n"
             f"disk:  {_gigabytes(self.bytes)}, and {_gigabytes(self.work)} until the set is finished; "
             f"free: {free} ({room})\n"
             f"time:  {_duration(self.seconds)} of one process on this device: {self.images_per_second:,.1f} images/s, "
             f"{self.candidates_per_second:,.1f} candidates/s of which {self.confirmed:.0%} are confirmed; candidates "
-            "like somebody before come on top, and the datasheet at the end\n"
+            f"like somebody before come on top, and the datasheet at the end{first if self.impostors else ''}\n"
             "Nothing was written."
         )
 
@@ -76,9 +79,8 @@ def estimate(maker: Maker, root: Path) -> ExportEstimate:
     shares = [float(made.confirmed[ids == i].double().mean()) for i in g]
     drawn = sum(n / max(share, 1 / plan.budget) for n, share in zip(plan.quota.values(), shares, strict=True))
     looked_at = drawn if plan.verify or plan.fmr is not None else 0
-    if isinstance(plan.fmr, float) and maker.parts.threshold is None:
-        looked_at += impostors_for(plan.fmr)  # to measure the threshold
-    looking = looked_at / candidates_per_second
+    impostors = impostors_for(plan.fmr) if isinstance(plan.fmr, float) and maker.parts.threshold is None else 0
+    looking = (looked_at + impostors) / candidates_per_second
     each = float(np.mean([_stored_bytes(n, plan) for n in encoded])) + _INDEX_BYTES + 4 * made.latents[0].numel()
     numbers = 4 * (made.latents[0].numel() + made.embeddings.shape[1])
     exists = next(p for p in (root, *root.absolute().parents) if p.exists())
@@ -87,6 +89,7 @@ def estimate(maker: Maker, root: Path) -> ExportEstimate:
         images_per_second=images_per_second,
         candidates_per_second=candidates_per_second,
         confirmed=plan.identities / drawn,
+        impostors=impostors,
         bytes=int(plan.images * each + plan.identities * (numbers + 40)),
         work=int(drawn * numbers),
         seconds=plan.images / images_per_second + looking,

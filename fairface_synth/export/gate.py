@@ -48,6 +48,10 @@ class Round(NamedTuple):
         """Units of work in it."""
         return -(-sum(self.counts) // UNIT)
 
+    def size(self, u: int) -> int:
+        """Candidates of one unit."""
+        return min(UNIT, sum(self.counts) - u * UNIT)
+
     def unit(self, u: int) -> tuple[np.ndarray, np.ndarray]:
         """Group ids and candidate numbers of one unit, int64 [≤ UNIT]; the groups are spread evenly over a round."""
         ids, place = (x[u * UNIT : (u + 1) * UNIT] for x in _interleaved(self.counts))
@@ -96,11 +100,13 @@ class GateFiles:
         return self.root / "gate.json"
 
     def complete(self) -> bool:
-        """Whether gate.json is there, and the files that it lists with their sizes."""
+        """Whether gate.json is there, and the files that it lists are what it says."""
         try:
-            files = json.loads(self.done.read_text(encoding="utf-8"))["files"]
-            return all((self.root / name).stat().st_size == kept["bytes"] for name, kept in files.items())
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            gate = json.loads(self.done.read_text(encoding="utf-8"))
+            files = gate["files"].items()
+            whole = "threshold" in gate and set(IDENTITY_FILES[:2]) <= dict(files).keys()
+            return whole and all(_described(self.root / name) == kept for name, kept in files)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
 
@@ -284,8 +290,8 @@ class Gate:
         table = markdown_table(["group", "wanted", *self.counts, "accepted"], rows)
         few = self.counts["duplicates"] and sum(self.counts["duplicates"]) > sum(self.accepted)
         fix = (
-            f"most candidates are people of the set already: a plan with fmr far below 1/{self.plan.identities}, fewer "
-            "identities, or a generator with more diversity"
+            f"most candidates are people of the set already: a plan with fmr far below 1/{self.plan.identities} (or a "
+            "higher threshold=, if it was given), fewer identities, or a generator with more diversity"
             if few
             else "a larger budget in the plan; method='screen', verify=False, or fewer of the rare groups"
         )
@@ -368,6 +374,17 @@ def describe_file(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file."""
     with path.open("rb") as f:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """`describe_file`, which reads a file again only when it has changed: ranks ask while they wait."""
+    about = path.stat()
+    return _describe_once(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _describe_once(path: Path, size: int, changed: int) -> dict[str, Any]:
+    return describe_file(path)
 
 
 class _Chosen(NamedTuple):

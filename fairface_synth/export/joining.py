@@ -11,7 +11,7 @@ from pathlib import Path
 from ..artifacts import sync_folder
 from ..errors import DataError
 from . import records
-from .disk import disk_errors, holds, sync, write_chunks, write_file
+from .disk import clear_folder, disk_errors, holds, put_file, sync, write_chunks, write_file
 from .encoding import decode
 from .plan import DatasetPlan, Shard
 from .storage import (
@@ -20,9 +20,11 @@ from .storage import (
     JOINED_FORMAT,
     PART,
     VERSION,
+    Spans,
     file_chunks,
     file_name,
     is_done,
+    is_joined,
     joined_bytes,
     joined_spans,
     read_images,
@@ -45,15 +47,17 @@ def finish(root: Path, plan: DatasetPlan) -> None:
     if plan.layout != "rec":
         return
     root = Path(root)
+    keep_spans(root, plan)
     missing = [k for k in range(plan.shards) if not is_done(root, plan, plan.shard(k))]
     if missing:
         raise DataError(f"{len(missing):,} of {plan.shards:,} shards are missing", got=some(missing), fix=AGAIN)
     with disk_errors(root):
         target = root / "train.rec"
         part = root / PART
-        _write_spans(root, plan, target)
-        if not target.exists():
-            if not part.exists():
+        _write_spans(root, plan, joined_spans(root, plan) or sidecar_spans(root, plan))
+        if not target.is_file():
+            if not part.is_file():
+                clear_folder(part)
                 part.touch()
                 sync_folder(root)
             target = part
@@ -63,7 +67,7 @@ def finish(root: Path, plan: DatasetPlan) -> None:
             if not holds(root / name, content()):
                 write_chunks(root / name, content())
         if target == part:
-            os.replace(part, root / "train.rec")
+            put_file(part, root / "train.rec")
             sync_folder(root)
 
 
@@ -73,9 +77,13 @@ def check_finish(root: Path, plan: DatasetPlan) -> list[str]:
     if plan.layout != "rec":
         return []
     spans = joined_spans(root, plan)
-    if not (root / "train.rec").exists() or spans is None or not (root / JOINED).exists():
+    if not (root / "train.rec").is_file():
         return ["the shards are not joined into train.rec"]
+    if spans is None:
+        return [f"nobody knows what lies where in it: {JOINED} and sidecars are lost; delete train.rec, and {AGAIN}"]
     problems = []
+    if not holds(root / JOINED, [_spans_text(plan, spans)]):
+        problems.append(f"{JOINED} is missing or not what it should be")
     with open(root / "train.rec", "rb") as file:
         for name, start, data in _ends(plan, spans):
             if b"".join(file_chunks(file, start, len(data))) != data:
@@ -91,30 +99,27 @@ def check_finish(root: Path, plan: DatasetPlan) -> list[str]:
     return problems
 
 
-def _write_spans(root: Path, plan: DatasetPlan, target: Path) -> None:
-    spans = joined_spans(root, plan)
-    if spans is None and (target.exists() or (root / PART).exists()):
-        raise DataError(
-            "nobody knows what lies where in train.rec",
-            expected=f"{JOINED}, which is missing or damaged",
-            fix=f"delete train.rec and {PART}, and {AGAIN}",
-        )
-    content = {
-        "format": JOINED_FORMAT, "version": VERSION, "plan": plan.digest, "shards": spans or sidecar_spans(root, plan),
-    }  # fmt: skip
-    data = (json.dumps(content) + "\n").encode()
-    if not holds(root / JOINED, [data]):
-        write_file(root / JOINED, data)
+def keep_spans(root: Path, plan: DatasetPlan) -> None:
+    """Record where the shards lie in train.rec, if they were joined: before a sidecar goes, which says it too.
+
+    Raises:
+        DataError: nobody knows what lies where.
+    """
+    if is_joined(root):
+        _write_spans(root, plan, _known_spans(root, plan))
 
 
 def fold(root: Path, plan: DatasetPlan, target: Path, shards: Iterable[Shard]) -> None:
-    """Copy shards that are files of their own to their places in `target`, and delete the files."""
-    spans = joined_spans(root, plan)
-    assert spans is not None
+    """Copy shards that are files of their own to their places in `target`, and delete the files.
+
+    Raises:
+        DataError: nobody knows where their places are.
+    """
+    spans = _known_spans(root, plan)
     with open(target, "rb+") as file:
         for shard in shards:
             own = root / file_name(plan, shard, shard.first_image)
-            if own.exists():
+            if own.is_file():
                 start, length = spans[shard.number]
                 file.seek(start)
                 with open(own, "rb") as source:
@@ -126,15 +131,38 @@ def fold(root: Path, plan: DatasetPlan, target: Path, shards: Iterable[Shard]) -
                 sync_folder(own.parent)
 
 
-def _ends(plan: DatasetPlan, spans: list[tuple[int, int]]) -> Iterator[tuple[str, int, bytes]]:
+def _known_spans(root: Path, plan: DatasetPlan) -> Spans:
+    spans = joined_spans(root, plan)
+    if spans is None:
+        raise DataError(
+            "nobody knows what lies where in train.rec",
+            expected=f"{JOINED}, or the sidecars of all shards",
+            got="neither: they are missing or damaged",
+            fix=f"delete train.rec and {PART}, and {AGAIN}",
+        )
+    return spans
+
+
+def _write_spans(root: Path, plan: DatasetPlan, spans: Spans) -> None:
+    text = _spans_text(plan, spans)
+    if not holds(root / JOINED, [text]):
+        write_file(root / JOINED, text)
+
+
+def _spans_text(plan: DatasetPlan, spans: Spans) -> bytes:
+    """The content of joined.json."""
+    content = {"format": JOINED_FORMAT, "version": VERSION, "plan": plan.digest, "shards": spans}
+    return (json.dumps(content) + "\n").encode()
+
+
+def _ends(plan: DatasetPlan, spans: Spans) -> Iterator[tuple[str, int, bytes]]:
     """What of train.rec no shard holds: (what it is, offset, bytes)."""
     yield "the first record", 0, records.first_record(plan)
     yield "the identities' records", sum(spans[-1]), b"".join(records.identity_records(plan))
 
 
 def _fold_ends(root: Path, plan: DatasetPlan, target: Path) -> None:
-    spans = joined_spans(root, plan)
-    assert spans is not None
+    spans = _known_spans(root, plan)
     with open(target, "rb+") as file:
         for _, start, data in _ends(plan, spans):
             if b"".join(file_chunks(file, start, len(data))) != data:
@@ -151,8 +179,7 @@ def _texts(root: Path, plan: DatasetPlan) -> dict[str, Callable[[], Iterable[byt
 
 def _lines(root: Path, plan: DatasetPlan) -> Iterator[bytes]:
     """The content of train.idx, by shard."""
-    spans = joined_spans(root, plan)
-    assert spans is not None
+    spans = _known_spans(root, plan)
     yield b"0\t0\n"
     for number, (start, _) in enumerate(spans):
         shard = plan.shard(number)

@@ -112,6 +112,13 @@ def gather(source: Any, plan: DatasetPlan, axes: Any = None, **given: Any) -> Pa
             got="embedder=None",
             fix="Pipeline.fit(…, embedder=world.embedder); or plan_dataset(…, fmr=None): nobody checks who is who",
         )
+    if parts.embedder is not None and not (callable(parts.embedder) and hasattr(parts.embedder, "dim")):
+        raise DataError(
+            "this is no embedder",
+            expected="a model that gives unit vectors [n, dim] of images, and says its dim",
+            got=f"a {type(parts.embedder).__name__} without dim" if callable(parts.embedder) else repr(parts.embedder),
+            fix="ffs.wrap_embedder(…), or ffs.load_embedder()",
+        )
     if plan.verify and parts.labeller is None:
         parts.assign(torch.empty(0))  # says what is missing
     if plan.crop is not None and parts.detector is None:
@@ -215,9 +222,9 @@ class Maker:
         return confirmed, check_embeddings(embedder(images), "what the embedder gave")
 
     def synthesize(self, w: Tensor) -> Tensor:
-        """Images [n, 3, H, W] of w [n, *shape]."""
+        """Images [n, 3, H, W] of w [n, *shape], as stored: float32, of which the generator gets its own type."""
         generator = self.parts.generator
-        return generator.synthesize(to_layers(generator, w))
+        return generator.synthesize(to_layers(generator, w.to(generator.w_avg.dtype)))
 
     def finish(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images as they are stored, [n, 3, size, size], and whether landmarks placed them, bool [n]."""
@@ -365,18 +372,16 @@ class Identities:
         return Taken(numbers, ids, index, latents, torch.from_numpy(vectors))
 
 
-def set_threshold(maker: Maker) -> float | None:
+def set_threshold(maker: Maker, progress: bool = False) -> float | None:
     """Cosine from which two faces are one person; None where nobody is compared."""
-    fmr, parts = maker.plan.fmr, maker.parts
-    source: Any = parts.source
-    if not isinstance(fmr, float) or parts.embedder is None:
+    plan, parts = maker.plan, maker.parts
+    if not isinstance(plan.fmr, float) or parts.embedder is None:
         return None
     if parts.threshold is not None:
         return parts.threshold
-    if hasattr(source, "threshold") and getattr(source, "embedder", None) is parts.embedder:
-        return float(source.threshold(fmr))  # which it may have measured already
-    psi = source.bank.truncation_psi if hasattr(source, "bank") else 1.0
-    return float(natural_threshold(parts.generator, parts.embedder, fmr, truncation_psi=psi))
+    psi = getattr(getattr(parts.source, "bank", None), "truncation_psi", 1.0)
+    draw: dict[str, Any] = {"truncation_psi": psi, "batch_size": plan.forward_batch, "progress": progress}
+    return float(natural_threshold(parts.generator, parts.embedder, plan.fmr, **draw))
 
 
 # --- details --------------------------------------------------------------------------------------------------------
@@ -452,8 +457,8 @@ class _Chunked(People):
     rows: int
 
     def faces(self, ids: Tensor, number: Tensor) -> Tensor:
-        """As `People.faces`."""
-        return _in_chunks(lambda *chunk: (super(_Chunked, self).faces(*chunk),), self.rows, ids, number)[0]
+        """As `People.faces`; float32, as stored."""
+        return _in_chunks(lambda *chunk: (super(_Chunked, self).faces(*chunk).float(),), self.rows, ids, number)[0]
 
 
 def _in_chunks(function: Callable[..., tuple[Tensor, ...]], size: int, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -288,7 +288,10 @@ def _quota(quota: Any, groups: Groups | None) -> dict[str, int]:
         if groups is not None and quota.groups != groups:
             raise GroupError("the quota is over other groups", expected=groups, got=quota.groups)
         groups, quota = quota.groups, quota.quota
+    if isinstance(quota, np.integer):
+        quota = int(quota)
     if isinstance(quota, Mapping):
+        quota = {name: int(n) if isinstance(n, np.integer) else n for name, n in quota.items()}
         _check_counts(list(quota.values()), quota)
         return {name: n for name, n in _divided(quota, groups).items() if n}
     if groups is None:
@@ -307,7 +310,9 @@ def _quota(quota: Any, groups: Groups | None) -> dict[str, int]:
 def _check_counts(counts: list[Any], shown: Any) -> None:
     if not all(type(n) is int and n >= 0 for n in counts) or not sum(counts):
         raise DataError(
-            "a quota is whole numbers of identities, not all 0", expected='{"dark-female": 50_000, …}', got=shown
+            "a quota is whole numbers of identities, not all 0",
+            expected='{"dark-female": 50_000, …}, or 50_000 for every group',
+            got=f"{shown!r}, a {type(shown).__name__}",
         )
 
 

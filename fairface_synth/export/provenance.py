@@ -14,6 +14,8 @@ from ..errors import DataError
 from ..fingerprints import fingerprint, fingerprint_generator, fingerprint_model
 from ..models.protocols import Generator
 from .making import Maker
+from .plan import DatasetPlan
+from .storage import FOLDER
 
 _TOLERANCE = 1e-3  # of latents, between devices
 
@@ -45,8 +47,12 @@ def describe_parts(maker: Maker) -> dict[str, Any]:
     }
     hashes |= {name: value for name, value in hashes_of.items() if decides.get(name)}
     settings = {"axes": parts.axes, "reference": parts.reference, "threshold": parts.threshold}
-    settings["min_confidence"] = parts.min_confidence if plan.verify else None
-    hashes |= {name: fingerprint(value) for name, value in settings.items() if value is not None}
+    screened = plan.method == "screen"
+    settings["min_confidence"] = parts.min_confidence if plan.verify or screened else None
+    settings["screen"] = getattr(parts.source, "screen", None) if screened else None
+    numbers = ("threshold", "min_confidence")
+    given = {name: value for name, value in settings.items() if value is not None}
+    hashes |= {name: str(value) if name in numbers else fingerprint(value) for name, value in given.items()}
     told = {
         "generator": f"{type(generator).__name__}, z_dim={generator.z_dim}, {generator.resolution} px",
         "source": type(parts.source).__name__,
@@ -76,11 +82,67 @@ def refuse_others(root: Path, maker: Maker) -> None:
     draft = ".plan.json."  # of an export that was killed, or of rank 0, which is writing it now
     strange = sorted(p.name for p in root.iterdir() if p.name not in _OURS and not p.name.startswith(draft))
     if strange and not (root / "plan.json").exists():
-        expected = "a new folder, or a set begun earlier (it has plan.json)"
-        raise DataError(f"{root} holds other things", expected=expected, got=", ".join(strange[:3]))
+        _refuse_strangers(root, maker.plan, strange)
     for name, values in heads(maker).items():
         if (root / name).exists():
             _compare(root / name, values)
+
+
+def _refuse_strangers(root: Path, plan: DatasetPlan, names: list[str]) -> None:
+    """DataError unless this is a set of the plan that has lost plan.json."""
+    expected = "a new folder, or a set begun earlier (it has plan.json)"
+    if not {"parts.json", "dataset.json"} & set(names):
+        raise DataError(f"{root} holds other things", expected=expected, got=", ".join(names[:3]))
+    plans = {_sidecar_plan(path) for path in (root / FOLDER).glob("*.json")} - {None}
+    if plans - {plan.digest}:
+        fix = "the plan is also in dataset.json, under plan, if that is there; or export to a new folder"
+        got = f"shards of {', '.join(sorted(map(str, plans)))}"
+        raise DataError(
+            f"{root} has lost its plan.json", expected=f"the plan of its shards, not {plan.digest}", got=got, fix=fix
+        )
+
+
+def _sidecar_plan(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["plan"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def stored_plan(root: Path) -> DatasetPlan:
+    """The plan of a set on disk: plan.json, or where that is lost the copy in dataset.json.
+
+    Raises:
+        DataError: no set, or a damaged plan.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is no set", expected="a folder that ffs.export wrote", got="no such folder")
+    try:
+        return DatasetPlan.from_dict(json.loads((root / "plan.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        lost = error
+    try:
+        return DatasetPlan.from_dict(json.loads((root / "dataset.json").read_text(encoding="utf-8"))["plan"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if isinstance(lost, DataError):
+        raise lost
+    if isinstance(lost, OSError):
+        expected, fix = (
+            "a folder that ffs.export wrote, with plan.json",
+            "a set that lost it: run the same export again",
+        )
+        raise DataError(f"{root} is no set", expected=expected, got="no plan.json", fix=fix) from lost
+    fix = "delete it and run the same export again"
+    raise DataError(f"{root / 'plan.json'} is damaged", expected="json", got=lost, fix=fix) from lost
+
+
+def first_command(root: Path) -> str | None:
+    """What a finished set's datasheet says of the command that began it."""
+    try:
+        return json.loads((root / "dataset.json").read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def heads(maker: Maker) -> dict[str, dict[str, Any]]:
@@ -91,9 +153,13 @@ def heads(maker: Maker) -> dict[str, dict[str, Any]]:
 def _compare(path: Path, mine: Mapping[str, Any]) -> None:
     """DataError with every difference between a json file and what this run would write there."""
     theirs, mine = read_json(path), json.loads(json.dumps(mine))
+    if not isinstance(theirs, dict):
+        fix = "delete it and run the same export again"
+        raise DataError(f"{path} is damaged", expected=", ".join(mine), got=str(theirs)[:80], fix=fix)
     ignored = {"describe", "command"}  # what is told, and of the first run
     differ = [k for k in sorted(set(theirs) | set(mine)) if k not in ignored and theirs.get(k) != mine.get(k)]
-    if "latents" in differ and _close(theirs.get("latents"), mine.get("latents")):
+    known = "fingerprint" in differ or _close(theirs.get("latents"), mine.get("latents"))  # other models, other latents
+    if "latents" in differ and known:
         differ.remove("latents")
     if differ:
         what = "plan" if path.name == "plan.json" else "models"
@@ -102,7 +168,8 @@ def _compare(path: Path, mine: Mapping[str, Any]) -> None:
             f"{path.parent} was begun with another {what}" if what == "plan" else f"{path.parent} has other {what}",
             expected="; ".join(f"{name} = {a}" for name, a, _ in rows),
             got="; ".join(f"{name} = {b}" for name, _, b in rows),
-            fix="go on with what the set was begun with (plan.json, parts.json), or export to a new folder",
+            fix="go on with what the set was begun with (plan.json, parts.json), or export to a new folder"
+            + ("" if _begun(path.parent) else "; nothing is made in this one yet: it may be deleted"),
         )
 
 
@@ -111,6 +178,11 @@ def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
         return [(name, a, b)]
     keys = [k for k in {**a, **b} if a.get(k) != b.get(k)]
     return [(f"{name}.{k}", a.get(k), b.get(k)) for k in keys]
+
+
+def _begun(root: Path) -> bool:
+    """Whether there is more than the two files: candidates, identities or shards."""
+    return any((root / name).exists() for name in ("work/round-0000.json", "gate.json", FOLDER))
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -123,4 +195,5 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is damaged", expected="json", got=error, fix="export to a new folder") from error
+        fix = "delete it and run the same export again"
+        raise DataError(f"{path} is damaged", expected="json", got=error, fix=fix) from error

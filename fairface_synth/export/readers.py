@@ -131,7 +131,7 @@ def _select(root: Path, plan: DatasetPlan, groups: Groups, wanted: Any, partial:
             f"{len(missing):,} of {plan.shards:,} shards of {root} are missing",
             expected="a finished set",
             got=f"without shards {shown}",
-            fix=AGAIN + "; partial=True opens what is there",
+            fix=AGAIN + ("; partial=True opens what is there" if len(missing) < plan.shards else ""),
         )
     if wanted is not None:
         ids = groups.parse(wanted)

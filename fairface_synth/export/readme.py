@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..groups import Groups
@@ -25,24 +25,44 @@ def summary(record: Section) -> str:
     )
 
 
-def readme(record: Section, plan: DatasetPlan, groups: Groups, figures: list[str]) -> str:
-    """The whole page, in Markdown, from the content of dataset.json and the names of its figures."""
+def headline(record: Section) -> str:
+    """What everybody should know before using the groups, in a sentence."""
+    told = [_agreement(record, who) for who in ("labeller", "judge") if record["shares"][who]["measured"]]
+    if not told:
+        return "Groups are what faces were made for; no labeller has looked at them."
+    text = "; ".join(told)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def readme(
+    record: Section, plan: DatasetPlan, groups: Groups, figures: list[str], numbered: Mapping[str, str] | None = None
+) -> str:
+    """The whole page, in Markdown, from the content of dataset.json.
+
+    Args:
+        record: what dataset.json holds.
+        plan: of the set.
+        groups: of the labeller.
+        figures: their names.
+        numbered: {what a value is called in the figures: value}, where that differs.
+    """
     audit = record["audit"]
     measured = (
         "all identities"
         if audit["identities"] == audit["of"]
         else f"{audit['identities']:,} of {audit['of']:,} identities"
     )
+    others = "; labels also of one other image of each, drawn by the seed" if plan.images_per_identity > 1 else ""
     shares = [f"![shares as labelled](figures/{f}.png)" for f in figures if f.startswith("shares")]
     parts = [
         "# A set of synthetic faces",
         summary(record),
-        _headline(record),
+        f"**{headline(record)}**",
         "Everything here is also in `dataset.json`, with all groups and digits. Every number in brackets is a 95 % "
-        f"interval. Measured on the face (image 0) of {measured}, as stored, spread evenly over every group; labels "
-        f"below a confidence of {audit['min_confidence']:g} count as unsure.",
-        f"![faces, a row for each group that was aimed at](figures/faces.png)\n\nFaces by the group that they were "
-        f"made for (at most {FIGURE_GROUPS} groups).",
+        f"interval. Measured on the face (image 0) of {measured}, as stored, spread evenly over every group{others}. "
+        f"Labels below a confidence of {audit['min_confidence']:g} count as unsure.",
+        f"![faces, a row for each group that was aimed at](figures/faces.png)\n\nFaces (image 0) by the group that "
+        f"they were made for (at most {FIGURE_GROUPS} groups). {_numbered_text(numbered or {})}".strip(),
         "## How it was made",
         _how(record),
         "## Groups",
@@ -65,7 +85,7 @@ def readme(record: Section, plan: DatasetPlan, groups: Groups, figures: list[str
         "## Files",
         _files(record, plan),
         "## Licence",
-        _table(["field", ""], list(record["licence"].items())),
+        _table(["field", ""], list({**record["licence"], **_licence_link(record)}.items())),
         "## Limits",
         "\n".join(f"- {limit}" for limit in record["limits"]),
         "## Versions and command",
@@ -75,17 +95,30 @@ def readme(record: Section, plan: DatasetPlan, groups: Groups, figures: list[str
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _headline(record: Section) -> str:
-    """What everybody should know before using the groups."""
-    told = [
-        f"the {who} sees the group it was made for in {_text(record['shares'][who]['labelled as aimed']['all'])}"
-        for who in ("labeller", "judge")
-        if record["shares"][who]["measured"]
-    ]
-    if not told:
-        return "**Groups are what faces were made for; no labeller has looked at them.**"
-    chosen = ", which selected them" if record["plan"]["verify"] else ""
-    return f"**Of these faces, {'; '.join(told).replace('labeller sees', f'labeller{chosen}, sees')}.**"
+def _agreement(record: Section, who: str) -> str:
+    sections = _face_and_other(record, who)
+    face, other = (_text(s["labelled as aimed"]["all"]) if s["measured"] else None for s in sections)
+    chosen = ", which selected the faces," if who == "labeller" and record["plan"]["verify"] else ""
+    if other is None:
+        return f"the {who}{chosen} sees the intended group in {face} of the faces"
+    return (
+        f"the {who}{chosen} sees the intended group in {face} of the faces (image 0) and {other} of the other "
+        "images (variations)"
+    )
+
+
+def _face_and_other(record: Section, who: str) -> tuple[Section, Section]:
+    """Labels of the faces, and of one variation of each identity."""
+    return record["shares"][who], record["shares"]["variations"][who]
+
+
+def _numbered_text(numbered: Mapping[str, str]) -> str:
+    named = ", ".join(f"{number} is {value}" for number, value in numbered.items())
+    return f"In the figures, whose font lacks letters of these names, {named}." if named else ""
+
+
+def _licence_link(record: Section) -> dict[str, str]:
+    return {"text": "[LICENSE](LICENSE)"} if "LICENSE" in record["files"] else {}
 
 
 def _table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
@@ -114,12 +147,25 @@ def _how(record: Section) -> str:
         "images": f"{plan['image_format']}, quality {plan['quality']}, {plan['subsampling']}"
         if plan["image_format"] == "jpeg"
         else plan["image_format"] + (f", quality {plan['quality']}" if plan["image_format"] == "webp" else ""),
-        **{f"{name}, hash": f"`{value}`" for name, value in record["fingerprint"].items()},
+        **_prints(record),
         **{k: _plain(v) for k, v in record["describe"].items()},
     }
     if plan["size"] is not None:
         facts["size"] = f"{plan['size']} px" + (f", aligned ({plan['crop']})" if plan["crop"] else "")
     return _table(["", ""], list(facts.items()))
+
+
+def _prints(record: Section) -> dict[str, str]:
+    """Hashes of models and other tensors; settings as they are, but for those that are told already."""
+    rows = {}
+    for name, value in record["fingerprint"].items():
+        if name == "generator dtype":
+            rows[name] = value
+        elif name == "threshold" and record["identity"]["gate"].get("threshold") is not None:
+            rows["threshold, given"] = f"{record['identity']['gate']['threshold']:g}"
+        elif name != "min_confidence":  # which is told above and, by `export`, in the description
+            rows[f"{name}, hash"] = f"`{value}`"
+    return rows
 
 
 def _plain(value: object) -> str:
@@ -148,38 +194,53 @@ def _shown(record: Section, groups: Groups) -> list[str]:
 def _groups_table(record: Section, groups: Groups) -> str:
     shares, total = record["shares"], record["counts"]["identities"]
     header, rows = ["group", "identities", "images", "share"], []
-    columns = {
-        title: shares[who]
-        for who, title in (("labeller", "by the labeller"), ("judge", "by the judge"), ("true", "corrected"))
-        if shares[who]["measured"]
+    sections = {
+        "labeller": shares["labeller"],
+        "judge": shares["judge"],
+        "corrected": shares["true"],
+        "variations, labeller": shares["variations"]["labeller"],
+        "variations, judge": shares["variations"]["judge"],
     }
+    columns = {title: section for title, section in sections.items() if section["measured"]}
     for name in _shown(record, groups):
         aimed = shares["aimed"].get(name, {"identities": 0, "images": 0})
         row = [name, f"{aimed['identities']:,}", f"{aimed['images']:,}", f"{100 * aimed['identities'] / total:.1f} %"]
         rows.append([*row, *(_text(s["groups"][name]) for s in columns.values())])
-    unsure = ["–" if title == "corrected" else f"{s['unsure']:,} faces" for title, s in columns.items()]
+    unsure = [f"{s['unsure']:,} of {s['total']:,}" if "unsure" in s else "–" for s in columns.values()]
     if columns:
         rows.append(["unsure", "", "", "", *unsure])
     table = _table([*header, *(f"{title} [95 %]" for title in columns)], rows)
-    return f"Identities and images are counted; shares by a model are those of the audited faces.\n\n{table}"
+    others = "; variations: of one other image of each" if any(t.startswith("variations") for t in columns) else ""
+    return (
+        "Identities and images are counted by the group that they were made for. Shares by a model are those of the "
+        f"audited identities' faces (image 0){others}.\n\n{table}"
+    )
 
 
 def _labels_text(record: Section, who: str) -> str:
-    section, title = record["shares"][who], f"### What the {who} says"
+    (section, other), title = _face_and_other(record, who), f"### What the {who} says"
     if not section["measured"]:
         return f"{title}\n\n{_not(section).capitalize()}"
     matrix, as_aimed = section["aimed × labelled"], section["labelled as aimed"]
     used = [i for i, _ in enumerate(matrix["columns"]) if any(row[i] for row in matrix["counts"])]
     lines = [title, *([section["note"]] if section["note"] else [])]
-    all_faces = as_aimed["all"]
-    lines.append(f"Labelled as aimed: {all_faces['count']:,} of {all_faces['total']:,} faces, {_text(all_faces)}.")
+    lines.append(f"Labelled as aimed: {_counted_text(as_aimed['all'], 'faces (image 0)')}.")
     header = ["aimed at", "faces", "labelled as aimed [95 %]"]
     rows = [[n, f"{as_aimed[n]['total']:,}", _text(as_aimed[n])] for n in matrix["rows"]]
+    if other["measured"]:
+        varied = other["labelled as aimed"]
+        lines[-1] += f" Of as many variations: {_counted_text(varied['all'], 'images')}."
+        header.append("variations [95 %]")
+        rows = [[*row, _text(varied[row[0]])] for row in rows]
     if len(used) <= _WIDE:
         header += [f"→ {matrix['columns'][i]}" for i in used]
         rows = [[*row, *(f"{counts[i]:,}" for i in used)] for row, counts in zip(rows, matrix["counts"], strict=True)]
     lines.append(_table(header, rows))
     return "\n\n".join(lines)
+
+
+def _counted_text(section: Section, unit: str) -> str:
+    return f"{section['count']:,} of {section['total']:,} {unit}, {_text(section)}"
 
 
 def _true_text(record: Section, groups: Groups) -> str:
@@ -189,8 +250,9 @@ def _true_text(record: Section, groups: Groups) -> str:
     lines = [title]
     if section["measured"]:
         lines.append(
-            f"True shares are in the table of groups (method {section['method']}, error {section['error']:g}). They "
-            "hold if the labeller errs on these faces as it did where its confusion was measured."
+            f"True shares of the faces (image 0) are in the table of groups (method {section['method']}, error "
+            f"{section['error']:g}). They hold if the labeller errs on these faces as it did where its "
+            "confusion was measured."
         )
     else:
         lines.append(_not(section).capitalize())
@@ -213,41 +275,49 @@ def _found_text(record: Section) -> str:
     text = (
         _not(section) if not section["measured"] else f"{section['count']:,} of {section['total']:,}, {_text(section)}."
     )
-    return f"Images in which a detector finds a face: {text}"
+    return f"Faces (image 0) in which a detector finds one: {text}"
 
 
 def _gate_text(record: Section, plan: DatasetPlan) -> str:
     identity, gate = record["identity"], record["identity"]["gate"]
     kinds = ("candidates", "confirmed", "duplicates", "leaks", "accepted")
     counts = {kind: gate[kind] for kind in kinds if isinstance(gate.get(kind), dict)}
+    if len(counts) == len(kinds):
+        refused = ("duplicates", "leaks", "accepted")
+        counts["not needed"] = {n: c - sum(counts[kind][n] for kind in refused) for n, c in counts["confirmed"].items()}
     rows = [[n, *(f"{c[n]:,}" if n in c else "–" for c in counts.values())] for n in plan.quota]
     lines = [
         "Candidates drawn, confirmed by the models, refused as duplicates of an earlier identity or as too near a "
-        "reference face (leaks), and accepted:",
+        "reference face (leaks), accepted, and not needed, the group being full already:",
         _table(["group", *counts], rows),
     ]
     if gate.get("threshold") is not None:
         rate = "not stated" if gate.get("fmr") is None else f"{gate['fmr']:g}"
-        lines.append(f"Two faces match at a cosine of {gate['threshold']:.4g} (false match rate {rate}).")
+        given = (
+            " This cosine was given (threshold); the export did not measure that rate at it."
+            if "threshold" in record["fingerprint"]
+            else ""
+        )
+        lines.append(f"Two faces match at a cosine of {gate['threshold']:.4g} (false match rate {rate}).{given}")
     nearest, pairs = identity["nearest earlier identity"], identity["matching pairs"]
     agree = identity["stored images against stored embeddings"]
-    lines.append("Largest cosine to an identity accepted earlier: " + _spread_text(nearest))
+    lines.append("Largest cosine to an identity accepted earlier: " + _spread_text(nearest, "identities"))
     text = (
         "{matched:,} of {pairs:,} ({embeddings}). The gate leaves none, up to rounding.".format(**pairs)
         if pairs["measured"]
         else ""
     )
     lines.append(f"Matching pairs among the audited identities: {text or _not(pairs)}")
-    lines.append("Cosine of the stored faces to embeddings.npy: " + _spread_text(agree))
+    lines.append("Cosine of the stored faces to embeddings.npy: " + _spread_text(agree, "faces"))
     return "\n\n".join(lines)
 
 
-def _spread_text(section: Section) -> str:
+def _spread_text(section: Section, unit: str) -> str:
     if not section.get("measured", True):
         return _not(section)
     return (
-        f"median {section['median']:g}, 90 % of them from {section['5 %']:g} to {section['95 %']:g}, highest "
-        f"{section['highest']:g}, lowest {section['lowest']:g} ({section['n']:,})."
+        f"of {section['n']:,} {unit}, median {section['median']:g}, 90 % from {section['5 %']:g} to "
+        f"{section['95 %']:g}, highest {section['highest']:g}, lowest {section['lowest']:g}."
     )
 
 
@@ -256,7 +326,7 @@ def _same_text(section: Section) -> str:
         return _not(section).capitalize()
     lines = [
         f"{section['images']:,} variations of {section['identities']:,} identities. Cosine to the identity's face: "
-        + _spread_text(section["cosine"])
+        + _spread_text(section["cosine"], "images")
     ]
     if "all" in section:
         rows = [[n, f"{s['identities']:,}", _text(s)] for n, s in {"all": section["all"], **section["groups"]}.items()]
@@ -269,7 +339,9 @@ def _same_text(section: Section) -> str:
 def _leakage_text(section: Section) -> str:
     if not section["measured"]:
         return _not(section).capitalize()
-    lines = [f"{section['references']:,} training faces. Largest cosine to one: " + _spread_text(section["cosine"])]
+    lines = [
+        f"{section['references']:,} training faces. Largest cosine to one: " + _spread_text(section["cosine"], "faces")
+    ]
     if "all" not in section:
         return "\n\n".join([*lines, f"No share: {section['why no share']}."])
     rows = [[n, f"{s['total']:,}", _text(s)] for n, s in {"all": section["all"], **section["groups"]}.items()]
@@ -321,8 +393,9 @@ def _files(record: Section, plan: DatasetPlan) -> str:
         ("gate.json", "what the identity gate counted"),
         ("plan.json, parts.json", "the plan and the parts it was filled with"),
         ("dataset.json, croissant.json", "this page for machines"),
+        ("LICENSE", "the licence"),
     ]
-    absent = {where[0], *(["embeddings.npy"] if "embeddings.npy" not in record["files"] else [])}
+    absent = {where[0], *({"embeddings.npy", "LICENSE"} - record["files"].keys())}
     table = _table(
         ["file", "what"], [[f"`{n}`", what] for n, what in (where, *(r for r in rows if r[0] not in absent))]
     )

@@ -22,7 +22,7 @@ from ..artifacts import write_json
 from ..errors import BudgetError, DataError
 from ..label_noise import Confusion
 from ..models.protocols import Embedder, Labeller
-from ..people import Source, check_source
+from ..people import Source, check_source, impostors_for
 from ..thresholds import Threshold
 from ..variations import Axis, Detector
 from .datasheet import SHEET, check_datasheet, write_datasheet
@@ -33,7 +33,7 @@ from .gate import Gate, GateFiles, Round, read_round
 from .joining import finish
 from .making import Maker, gather, set_threshold
 from .plan import DatasetPlan
-from .provenance import heads, read_json, refuse_others
+from .provenance import first_command, heads, read_json, refuse_others
 from .readers import open_dataset
 from .session import Log, lock
 from .writing import clean
@@ -122,14 +122,14 @@ def export(
         threshold: cosine from which two faces are one person; by default measured on natural faces at plan.fmr.
         reference: embeddings [m, e] of people who must not be in the set, such as the generator's training faces.
         confusion: of the labeller, for the datasheet (`fit_confusion`).
-        licence: for the datasheet: {"name": …, "url": …, "generator licence": …}.
+        licence: for the datasheet: {"name": …, "url": …, "generator licence": …, "text": of the file LICENSE}.
         threads: that encode images beside synthesis.
         batch_size: images held before they are written. What a forward pass sees is plan.forward_batch.
         rank, world_size: of "torchrun", instead of the environment's.
-        actors, gpus_per_actor: of "ray"; by default an actor for each GPU, or for each CPU where there is none.
+        actors, gpus_per_actor: of "ray"; by default as many as fit, one for each GPU, or for each CPU.
         dry_run: make and time a few batches, write nothing.
         progress: show a bar.
-        audit: identities that the datasheet looks at.
+        audit: identities that the datasheet looks at: their faces, and the labels of one other image of each.
         command: for the datasheet, of the set's first run; by default that of this process.
 
     Returns:
@@ -209,32 +209,57 @@ class _Run:
             if self.crew.rank > 0:
                 self._wait(path.exists, partial("rank 0 to write {}".format, name))
             if not path.exists():
-                write_json(path, values | ({"command": self.command} if name == "parts.json" else {}))
+                told = {"command": first_command(self.root) or self.command} if name == "parts.json" else {}
+                write_json(path, values | told)
         refuse_others(self.root, self.maker)
 
     def find_identities(self) -> Mapping[str, Any]:
         """Rounds of candidates until every group has its identities."""
         if self.files.complete():
             return read_json(self.files.done)
-        if self.crew.rank == 0:
-            self.files.done.unlink(missing_ok=True)  # one that was damaged, or of identities that were lost
+        if self.crew.rank == 0 and self.files.done.exists():
+            print(
+                f"{self.root}: the identities' files are not what gate.json says; finding them again", file=sys.stderr
+            )
+            self.files.done.unlink()
         gate, number = self._gate() if self.crew.rank == 0 else None, 0
-        with self._bar(self.plan.identities, "identities", "id") as bar:
-            while not self.files.complete():
-                path = self.files.round(number)
-                self._wait(partial(self._is_settled, path), partial("rank 0 to settle round {}".format, number))
-                if self.files.complete():
-                    break
-                wanted, _ = read_round(path)
-                tasks = [Task(u, wanted) for u in range(wanted.units)]
-                worker = Worker(self.maker, self.root)
-                self.crew.run(worker, tasks, self._note)
-                if gate is not None:
-                    self._wait_for(worker, tasks)
-                    self._write_round(gate, self._settled(gate, wanted), number + 1)
-                    bar.update(sum(gate.accepted) - bar.n)
-                number += 1
+        while not self.files.complete():
+            path = self.files.round(number)
+            self._wait(partial(self._is_settled, path), partial("rank 0 to settle round {}".format, number))
+            if self.files.complete():
+                break
+            wanted, _ = read_round(path)
+            tasks = [Task(u, wanted) for u in range(wanted.units)]
+            worker = Worker(self.maker, self.root)
+            self._do(worker, tasks, tasks, f"candidates, round {number}")
+            if gate is not None:
+                self._wait_for(worker, tasks)
+                self._write_round(gate, self._settled(gate, wanted), number + 1)
+            number += 1
         return read_json(self.files.done)
+
+    def _do(self, worker: Worker, tasks: Sequence[Task], missing: Sequence[Task], what: str) -> int:
+        """This process's share of the tasks, with a bar; returns how many images or candidates it made."""
+        own, made = tasks[self.crew.rank :: self.crew.world_size], 0
+        there = sum(map(self._size, own)) - sum(map(self._size, missing))
+        what += f", rank 0 of {self.crew.world_size}" if self.crew.world_size > 1 else ""
+        with self._bar(sum(map(self._size, own)), what, there) as bar:
+
+            def finished(task: Task, seconds: float) -> None:
+                nonlocal made
+                made += self._size(task) if seconds else 0
+                bar.update(max(0, there + made - bar.n))  # unless the worker has said so image by image
+                self._note(task, seconds)
+
+            worker = replace(worker, maker=replace(worker.maker, progress=bar.update))
+            self.crew.run(worker, tasks if self.crew.world_size > 1 else missing, finished)
+        return made
+
+    def _size(self, task: Task) -> int:
+        """Images or candidates of a task."""
+        if task.round is None:
+            return self.plan.shard(task.number).images
+        return task.round.size(task.number)
 
     def _settled(self, gate: Gate, wanted: Round) -> Round | None:
         """The next round; where there is none to be, other ranks are told before they wait for it."""
@@ -251,9 +276,11 @@ class _Run:
         """The gate, with the first round written."""
         first = self.files.round(0)
         start = time.monotonic()
-        if self.progress and self.plan.fmr is not None and self.maker.parts.threshold is None and not first.exists():
-            print(f"measuring the cosine of FMR {self.plan.fmr:g} on natural faces …", file=sys.stderr, flush=True)
-        threshold = read_round(first)[1] if first.exists() else set_threshold(self.maker)
+        fmr, measured = self.plan.fmr, self.maker.parts.threshold is None and not first.exists()
+        if self.progress and measured and isinstance(fmr, float):
+            many = f"measuring the cosine of FMR {fmr:g} on {impostors_for(fmr):,} natural faces …"
+            print(many, file=sys.stderr, flush=True)
+        threshold = read_round(first)[1] if first.exists() else set_threshold(self.maker, self.progress)
         self.log.write("threshold", cosine=threshold, seconds=round(time.monotonic() - start, 3))
         parts, device = self.maker.parts, self.maker.device
         gate = Gate(self.plan, parts.groups, self.files, threshold, parts.reference, device)
@@ -272,28 +299,17 @@ class _Run:
         """This process's shards; returns the images made."""
         worker = Worker(self.maker, self.root)
         tasks = [Task(k) for k in range(self.plan.shards)]
-        missing = [task for task in tasks if not worker.is_done(task)]
-        there = self.plan.images - sum(self.plan.shard(t.number).images for t in missing)
-        made = 0
-        with self._bar(self.plan.images, "images", "img", initial=there) as bar:
-            worker = Worker(replace(self.maker, progress=bar.update), self.root)
-
-            def note(task: Task, seconds: float) -> None:
-                nonlocal made
-                made += self.plan.shard(task.number).images if seconds else 0
-                self._note(task, seconds)
-                bar.refresh()
-
-            self.crew.run(worker, tasks if self.crew.world_size > 1 else missing, note)
-            if self.crew.rank == 0:
-                self._wait_for(worker, tasks)
+        own = tasks[self.crew.rank :: self.crew.world_size]
+        made = self._do(worker, tasks, [task for task in own if not worker.is_done(task)], "images")
+        if self.crew.rank == 0:
+            self._wait_for(worker, tasks)
         return made
 
     def finish(self, sheet: Mapping[str, Any]) -> None:
         """Join, describe, and tidy up."""
         finish(self.root, self.plan)
         if not all((self.root / name).exists() for name in SHEET):
-            parts, data = self.maker.parts, open_dataset(self.root)
+            parts, data = self.maker.parts, open_dataset(self.root, latents=False)
             kept = read_json(self.root / "parts.json")
             write_datasheet(
                 self.root,
@@ -319,7 +335,7 @@ class _Run:
 
     def _note(self, task: Task, seconds: float) -> None:
         if seconds:
-            images = 0 if task.round is not None else self.plan.shard(task.number).images
+            images = 0 if task.round is not None else self._size(task)
             rate = {"images": images, "images_per_second": round(images / seconds, 2)} if images else {}
             self.log.write(str(task), seconds=round(seconds, 3), **rate)
 
@@ -356,11 +372,11 @@ class _Run:
                 say = time.monotonic() + 60
                 print(f"rank {self.crew.rank}: waiting in {self.root} for {what()}", file=sys.stderr, flush=True)
 
-    def _bar(self, total: int, what: str, unit: str, initial: int = 0) -> Any:
+    def _bar(self, total: int, what: str, initial: int = 0) -> Any:
         from tqdm.auto import tqdm
 
         hidden = not self.progress or self.crew.rank > 0
-        return tqdm(total=total, initial=initial, desc=what, unit=unit, disable=hidden, smoothing=0.05)
+        return tqdm(total=total, initial=initial, desc=what, unit="img", disable=hidden, smoothing=0.05)
 
 
 def _written(path: Path) -> int | None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +30,7 @@ COLUMNS = (
     "similarity", "aligned", "latents",
 )  # fmt: skip
 IMAGE_GROUP = 100  # rows in a row group of images
+Spans = Sequence[tuple[int, int]]  # (offset, length) of each shard's records in train.rec
 _SUFFIX = {"webdataset": ".tar", "rec": ".rec", "parquet": ".parquet"}
 AGAIN = "run the same export again: it makes what is missing, and nothing else"
 MEND = "verify_dataset(folder, repair=True) finds what is damaged or missing and makes it again"
@@ -108,8 +112,10 @@ def load_sidecar(root: Path, plan: DatasetPlan, shard: Shard) -> tuple[dict[str,
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT or content["version"] not in range(1, VERSION + 1):
             return None, f"its sidecar is of another format: {content['format']}, version {content['version']}"
-        if content["plan"] != plan.digest or content["shard"] != shard.number:
+        if content["plan"] != plan.digest:
             return None, f"its sidecar is of shard {content['shard']} of another plan ({content['plan']})"
+        if content["shard"] != shard.number:
+            return None, f"its sidecar is of shard {content['shard']} of this plan"
         whole = all(type(entry["bytes"]) is int and len(entry) == 2 for entry in content["files"].values())
         whole = whole and all(isinstance(entry["sha256"], str) for entry in content["files"].values())
         if not whole or set(content["files"]) != set(_file_names(plan, shard)):
@@ -118,15 +124,23 @@ def load_sidecar(root: Path, plan: DatasetPlan, shard: Shard) -> tuple[dict[str,
             return None, "its sidecar is damaged: it does not say what the plan says"
     except FileNotFoundError:
         return None, "its sidecar is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"its sidecar is damaged: {error}"
     return content, ""
 
 
 def is_done(root: Path, plan: DatasetPlan, shard: Shard) -> bool:
-    """Whether the shard is there: a sidecar of this plan, and files of the sizes that it says. Reads no images."""
+    """Whether the shard is there: a sidecar of this plan, and files of the sizes that it says. Reads no images.
+
+    Of the layout "folders" the identities' folders are looked for, not the millions of files in them.
+    """
+    root = Path(root)
     content = read_sidecar(root, plan, shard)
-    return content is not None and not size_problems(Path(root), plan, shard, content)
+    if content is None:
+        return False
+    sizes = {name: entry["bytes"] for name, entry in content["files"].items() if not name.endswith("*")}
+    there = all(stored_size(root, plan, shard, name) == size for name, size in sizes.items())
+    return there and (plan.layout != "folders" or all(map(os.path.isdir, map(str, identity_folders(root, shard)))))
 
 
 def size_problems(root: Path, plan: DatasetPlan, shard: Shard, content: dict[str, Any]) -> list[str]:
@@ -142,57 +156,107 @@ def size_problems(root: Path, plan: DatasetPlan, shard: Shard, content: dict[str
 
 
 def stored_size(root: Path, plan: DatasetPlan, shard: Shard, name: str) -> int | None:
-    """Bytes that the shard has of one of its sidecar's files; None if missing."""
+    """Bytes that the shard has of one of its sidecar's files; None if it is missing, or no file."""
+    if name.endswith("*"):
+        images = range(shard.first_image, shard.first_image + shard.images)  # millions in all: no Path objects
+        sizes = [_file_size(f"{root}/{file_name(plan, shard, image)}") for image in images]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+    if not name.endswith(".rec"):
+        return _file_size(root / name)
+    path, start, length = record_place(root, plan, shard)
+    size = _file_size(path)
+    return size if size is None or length is None else max(0, min(length, size - start))
+
+
+def _file_size(path: str | Path) -> int | None:
+    """None where no file is."""
     try:
-        if name.endswith("*"):
-            images = range(shard.first_image, shard.first_image + shard.images)  # millions in all: no Path objects
-            return sum(os.stat(f"{root}/{file_name(plan, shard, image)}").st_size for image in images)
-        if name.endswith(".rec"):
-            path, start, length = record_place(root, plan, shard)
-            size = path.stat().st_size
-            return size if length is None else max(0, min(length, size - start))
-        return (root / name).stat().st_size
-    except FileNotFoundError:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+# --- train.rec --------------------------------------------------------------------------------------------------------
 
 
 def record_place(root: Path, plan: DatasetPlan, shard: Shard) -> tuple[Path, int, int | None]:
     """Where the shard's records are: the file, their beginning, and their length where the file holds others too."""
     own = root / file_name(plan, shard, shard.first_image)
-    for joined in (root / "train.rec", root / PART):
-        if not own.exists() and joined.exists() and (spans := joined_spans(root, plan)) is not None:
-            return (joined, *spans[shard.number])
+    if not own.is_file() and (spans := joined_spans(root, plan)) is not None:
+        joined = root / "train.rec"
+        return (joined if joined.is_file() else root / PART, *spans[shard.number])
     return own, 0, None
 
 
-def joined_spans(root: Path, plan: DatasetPlan) -> list[tuple[int, int]] | None:
-    """(offset, length) of each shard in train.rec: recorded when joining began, or what the sidecars say."""
+def is_joined(root: Path) -> bool:
+    """Whether shards were joined, or some of them."""
+    return (root / "train.rec").is_file() or (root / PART).is_file()
+
+
+def joined_spans(root: Path, plan: DatasetPlan) -> Spans | None:
+    """Where the shards lie in train.rec: as recorded when joining began, or as the sidecars say.
+
+    None where nothing was joined, or nobody knows.
+    """
+    if not is_joined(root):
+        return None
+    path = root / JOINED
     try:
-        content = json.loads((root / JOINED).read_bytes())
-        spans = [(int(start), int(length)) for start, length in content["shards"]]
-        if content["format"] == JOINED_FORMAT and content["plan"] == plan.digest and len(spans) == plan.shards:
-            return spans
+        found = path.stat()
+        return _recorded_spans(path, (found.st_ino, found.st_mtime_ns, found.st_size), plan.digest, plan.shards)
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    spans = sidecar_spans(root, plan) if (root / "train.rec").exists() else []
-    return spans if spans and (root / "train.rec").stat().st_size == joined_bytes(plan, spans) else None
+        return sidecar_spans(root, plan) or None
 
 
-def sidecar_spans(root: Path, plan: DatasetPlan) -> list[tuple[int, int]]:
-    """The same from the sidecars; [] unless all are there."""
+@lru_cache(maxsize=8)  # every look at a shard asks; errors are not kept
+def _recorded_spans(path: Path, _: tuple[int, ...], digest: str, shards: int) -> Spans:
+    content = json.loads(path.read_bytes())
+    spans, stop = [(int(start), int(length)) for start, length in content["shards"]], records.HEADER_BYTES
+    for start, length in spans:
+        if start != stop or length < 0:
+            raise ValueError("not one behind the other")
+        stop += length
+    if content["format"] != JOINED_FORMAT or content["plan"] != digest or len(spans) != shards:
+        raise ValueError("of another set")
+    return tuple(spans)
+
+
+_seen: tuple[object, Spans] = None, ()  # what `sidecar_spans` found last, and in what state of the folder
+
+
+def sidecar_spans(root: Path, plan: DatasetPlan) -> Spans:
+    """The same from the sidecars; () unless all are there. Reads them once as long as no shard comes or goes."""
+    global _seen
+    try:
+        found = os.stat(root / FOLDER)
+        state = (root.absolute(), found.st_ino, found.st_mtime_ns, plan.digest)
+        last, spans = _seen
+        if last == state:
+            return spans
+        sidecars = sum(name.endswith(".json") for name in os.listdir(root / FOLDER))
+    except OSError:
+        return ()
+    spans = _read_spans(root, plan) if sidecars >= plan.shards else ()  # no need to read those that are there
+    if spans and time.time_ns() - found.st_mtime_ns > 10**9:  # later changes will have another time
+        _seen = state, spans
+    return spans
+
+
+def _read_spans(root: Path, plan: DatasetPlan) -> Spans:
     spans, start = [], records.HEADER_BYTES
     for number in range(plan.shards):
         shard = plan.shard(number)
         content = read_sidecar(root, plan, shard)
         if content is None:
-            return []
+            return ()
         length = content["files"][file_name(plan, shard, shard.first_image)]["bytes"]
         spans.append((start, length))
         start += length
-    return spans
+    return tuple(spans)
 
 
-def joined_bytes(plan: DatasetPlan, spans: list[tuple[int, int]]) -> int:
+def joined_bytes(plan: DatasetPlan, spans: Spans) -> int:
     """Length of train.rec."""
     return sum(spans[-1]) + records.HEADER_BYTES * plan.identities
 
@@ -200,8 +264,10 @@ def joined_bytes(plan: DatasetPlan, spans: list[tuple[int, int]]) -> int:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_index(root: Path, plan: DatasetPlan, shard: Shard, columns: Sequence[str] | None = None) -> Any:
-    """The shard's index as a pyarrow table, by default all `COLUMNS`; the images themselves are left out.
+def read_index(
+    root: Path, plan: DatasetPlan, shard: Shard, columns: Sequence[str] | None = None, rows: slice | None = None
+) -> Any:
+    """The shard's index as a pyarrow table, by default all `COLUMNS` and rows; the images themselves are left out.
 
     Raises:
         DataError: it is missing or damaged.
@@ -214,7 +280,15 @@ def read_index(root: Path, plan: DatasetPlan, shard: Shard, columns: Sequence[st
     stored = ["number" if name == "image" and plan.layout == "parquet" else name for name in columns]
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(stored, use_threads=False).select(stored).rename_columns(columns)
+            if rows is None:
+                return file.read(stored, use_threads=False).select(stored).rename_columns(columns)
+            start, stop, _ = rows.indices(file.metadata.num_rows)
+            lengths = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            ends = np.cumsum(lengths)
+            first, last = (int(np.searchsorted(ends, row, "right")) for row in (start, max(start, stop - 1)))
+            groups = range(first, min(last + 1, len(lengths)))
+            table = file.read_row_groups(groups, stored, use_threads=False).select(stored).rename_columns(columns)
+            return table.slice(start - int(ends[first] - lengths[first]) if groups else 0, stop - start)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DataError(
             f"cannot read the index of shard {shard.number}", expected=str(path), got=error, fix=MEND

@@ -23,20 +23,33 @@ import numpy as np
 from ..artifacts import sync_folder
 from ..errors import DataError
 from . import records
-from .disk import HashedFile, disk_errors, draft_path, write_file
-from .joining import fold
+from .disk import (
+    HashedFile,
+    delete,
+    disk_errors,
+    draft_path,
+    is_abandoned,
+    make_folder,
+    put_file,
+    put_folder,
+    write_file,
+)
+from .joining import fold, keep_spans
 from .plan import DatasetPlan, Shard
+from .shard_checks import check_shard
 from .storage import (
+    AGAIN,
     COLUMNS,
     FOLDER,
     IMAGE_GROUP,
     IMAGES,
     JOINED,
-    PART,
     digest_of,
     file_name,
     identity_folders,
     index_path,
+    is_done,
+    is_joined,
     joined_spans,
     read_sidecar,
     relative,
@@ -74,6 +87,9 @@ class Row(NamedTuple):
 def write_shard(root: Path, plan: DatasetPlan, shard: Shard, rows: Iterable[tuple[bytes, Row]]) -> dict[str, Any]:
     """Write a shard from its encoded images, in order, at constant memory. A shard that is there already is replaced.
 
+    Several processes may write one shard of the same images at once: each has drafts of its own, and whichever comes
+    last finds the others' files and leaves them, or puts the same ones in their place.
+
     Args:
         root: the set's folder.
         plan: the set's plan, with the groups' own names (`DatasetPlan.resolve`).
@@ -86,22 +102,35 @@ def write_shard(root: Path, plan: DatasetPlan, shard: Shard, rows: Iterable[tupl
 
     Raises:
         DataError: rows that are not the shard's, a full or read-only disk, or a set that was joined into train.rec in
-            which the shard had another length.
+            which the shard had another length, or of which nobody knows what lies where.
     """
     root = Path(root)
     if plan.layout == "rec":
         records.check_keys(plan)
+        keep_spans(root, plan)
     draft = _Draft(root, plan, shard)
     try:
         draft.open()
         for data, row in _checked(rows, plan, shard):
             draft.add(data, row)
         content = draft.commit()
+    except FileNotFoundError as error:
+        if not draft.was_taken():
+            raise
+        content = _others_shard(root, plan, shard, error)
     finally:
         draft.remove()
-    if plan.layout == "rec" and (root / "train.rec").exists():
+    if plan.layout == "rec" and (root / "train.rec").is_file():
         with disk_errors(root):
             fold(root, plan, root / "train.rec", [shard])
+    return content
+
+
+def _others_shard(root: Path, plan: DatasetPlan, shard: Shard, error: OSError) -> dict[str, Any]:
+    """The sidecar that another writer left, who finished the set meanwhile and tidied up."""
+    content = read_sidecar(root, plan, shard)
+    if content is None or not is_done(root, plan, shard):
+        raise DataError(f"the drafts of shard {shard.number} were deleted by others", got=error, fix=AGAIN) from error
     return content
 
 
@@ -154,11 +183,12 @@ class _Draft:
 
     def open(self) -> None:
         with self._disk():
-            self.index.parent.mkdir(parents=True, exist_ok=True)
-            for old in self.index.parent.glob(f".{self.shard.name}.*.tmp"):  # of a writer that was killed
-                _delete(old)
+            make_folder(self.index.parent)
+            for old in self.index.parent.glob(f".{self.shard.name}.*.tmp"):
+                if is_abandoned(old):  # or a run that is often killed would fill the disk
+                    delete(old)
             if self.plan.layout == "folders":
-                (self.root / IMAGES).mkdir(exist_ok=True)
+                make_folder(self.root / IMAGES)
                 self.data_draft.mkdir()
                 self.digest = hashlib.sha256()
             elif self.plan.layout != "parquet":
@@ -198,11 +228,15 @@ class _Draft:
             files = self._finish_files()
             content = sidecar_content(self.plan, self.shard, files)
             sidecar = sidecar_path(self.root, self.shard)
-            if sidecar.exists():  # of an earlier shard: not to be found beside the new one's files
-                sidecar.unlink()
+            same = read_sidecar(self.root, self.plan, self.shard) == content  # of another writer, or a damaged shard's
+            if same and not check_shard(self.root, self.plan, self.shard):
+                return content
+            if not same:  # of an earlier shard: not to be found beside the new one's files
+                delete(sidecar)
                 sync_folder(sidecar.parent)
             self._rename()
-            write_file(sidecar, (json.dumps(content, indent=1) + "\n").encode())
+            if not same:
+                write_file(sidecar, (json.dumps(content, indent=1) + "\n").encode())
         return content
 
     def _finish_files(self) -> dict[str, dict[str, Any]]:
@@ -236,15 +270,19 @@ class _Draft:
     def _rename(self) -> None:
         if self.plan.layout == "folders":
             for folder in identity_folders(self.root, self.shard):
-                if folder.exists():
-                    shutil.rmtree(folder)
-                os.replace(self.data_draft / folder.name, folder)
-            self.data_draft.rmdir()
+                put_folder(self.data_draft / folder.name, folder)
             sync_folder(self.root / IMAGES)
+            shutil.rmtree(self.data_draft)
         elif self.file is not None:
-            os.replace(self.data_draft, self.data)
-        os.replace(self.index_draft, self.index)
+            put_file(self.data_draft, self.data)
+        put_file(self.index_draft, self.index)
         sync_folder(self.index.parent)
+
+    def was_taken(self) -> bool:
+        """Whether somebody else deleted what was written so far."""
+        data = self.plan.layout == "folders" or self.file is not None
+        index = self.table is not None
+        return (data and not self.data_draft.exists()) or (index and not self.index_draft.exists())
 
     def remove(self) -> None:
         """Whatever is left under temporary names; nothing, when all went well."""
@@ -398,18 +436,21 @@ def _feature(kind: Any) -> str:
 
 
 def remove_shard(root: Path, plan: DatasetPlan, shard: Shard) -> None:
-    """Take a shard away, its sidecar first. What was joined into train.rec stays until the shard is made again."""
+    """Take a shard away, its sidecar first. What was joined into train.rec stays until the shard is made again.
+
+    Raises:
+        DataError: a full or read-only disk, or nobody knows what lies where in train.rec.
+    """
     root = Path(root)
+    data = [root / file_name(plan, shard, shard.first_image)]
     with disk_errors(root):
+        if plan.layout == "rec":
+            keep_spans(root, plan)
         for path in (sidecar_path(root, shard), index_path(root, shard)):
-            if path.exists():
-                path.unlink()
-                sync_folder(path.parent)
-        if plan.layout == "folders":
-            for folder in identity_folders(root, shard):
-                shutil.rmtree(folder, ignore_errors=True)
-        else:
-            (root / file_name(plan, shard, shard.first_image)).unlink(missing_ok=True)
+            delete(path)
+            sync_folder(path.parent)
+        for path in identity_folders(root, shard) if plan.layout == "folders" else data:
+            delete(path)
 
 
 def clean(root: Path, plan: DatasetPlan) -> None:
@@ -421,19 +462,15 @@ def clean(root: Path, plan: DatasetPlan) -> None:
     with disk_errors(root):
         for folder in (root, root / FOLDER, root / IMAGES):
             for path in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
-                _delete(path)
+                delete(path)
         done: dict[int, bool] = {}
         for path, number in _shard_files(root, plan):
             if number not in done:
                 done[number] = number < plan.shards and read_sidecar(root, plan, plan.shard(number)) is not None
             if not done[number]:
-                _delete(path)
-        if not (root / PART).exists() and not (root / "train.rec").exists():
-            (root / JOINED).unlink(missing_ok=True)
-
-
-def _delete(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                delete(path)
+        if not is_joined(root):
+            delete(root / JOINED)
 
 
 def _shard_files(root: Path, plan: DatasetPlan) -> list[tuple[Path, int]]:

@@ -1,4 +1,4 @@
-"""The three small protocols that the library asks of a model, and `wrap_generator` for any generator of yours.
+"""The three small protocols that the library asks of a model, and a wrapper for each, for models of yours.
 
 Images are float RGB in [-1, 1], NCHW, everywhere.
 """
@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..errors import ShapeError
+from ..errors import DataError, ShapeError
 from ..latents import normals, truncate
 
 NoiseMode = Literal["const", "random", "none"]
@@ -121,7 +122,7 @@ class WrappedGenerator:
         return truncate(w, self.w_avg, truncation_psi, truncation_cutoff)
 
     def synthesize(self, w: Tensor, noise: NoiseMode = "const") -> Tensor:
-        """w [n, num_ws, w_dim] → images [n, 3, H, W]; `noise` is the wrapped callable's own business."""
+        """w [n, num_ws, w_dim] → images [n, 3, resolution, resolution]; `noise` is the callable's own business."""
         images = self._synthesize(w)
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ShapeError(
@@ -129,6 +130,14 @@ class WrappedGenerator:
                 expected="[n, 3, H, W] float RGB in [-1, 1]",
                 got=f"{list(images.shape)} {images.dtype}",
                 fix="uint8: ffs.from_uint8(images)",
+            )
+        side = self.resolution or images.shape[3]
+        if images.shape[2:] != (side, side):
+            raise ShapeError(
+                "the wrapped synthesize returned images of another size",
+                expected=f"[n, 3, {side}, {side}]",
+                got=list(images.shape),
+                fix="square images, and wrap_generator(resolution=…) with their side; left out, it is measured",
             )
         return images
 
@@ -150,18 +159,18 @@ def wrap_generator(
 
     Args:
         map: z [n, z_dim] → w [n, w_dim] or [n, num_ws, w_dim]. None: the identity (w = z).
-        synthesize: w [n, num_ws, w_dim] → images [n, 3, H, W], float RGB in [-1, 1]. Mind the second dimension: a
-            model without layers has num_ws = 1 and takes w[:, 0].
+        synthesize: w [n, num_ws, w_dim] → square images [n, 3, H, H], float RGB in [-1, 1]. Mind the second
+            dimension: a model without layers has num_ws = 1 and takes w[:, 0].
         z_dim: width of z ~ N(0, I).
         w_dim: width of w.
         num_ws: number of w vectors an image takes; 1 where `map` gives [n, w_dim].
-        resolution: image side in pixels.
+        resolution: image side H in pixels; every batch is checked against it.
         w_avg: mean latent [w_dim] for truncation. None: zeros for the identity map, otherwise the mean of
             4,096 mapped latents (seed 0).
         device: where the callables live.
 
     Raises:
-        ShapeError: when a callable returns something of another shape.
+        ShapeError: when a callable returns something of another shape; from the generator's own calls too.
     """
     with torch.no_grad():
         z = normals(0, torch.arange(2 if w_avg is not None or map is None else 4096, device=device), z_dim)
@@ -209,3 +218,57 @@ def wrap_labeller(
         attributes: each attribute's values, in the order of the columns.
     """
     return WrappedLabeller(function, attributes)
+
+
+class WrappedEmbedder(nn.Module):
+    """An embedder made of a function; see `wrap_embedder`. A module, so that a wrapped one's weights are seen."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], dim: int) -> None:
+        super().__init__()
+        self.function, self.dim = function, dim
+        self.training = False
+        self.__qualname__ = f"wrap_embedder({getattr(function, '__qualname__', type(function).__qualname__)})"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [n, 3, H, W] → unit vectors [n, dim]."""
+        vectors = self.function(images)
+        if not (
+            isinstance(vectors, Tensor) and vectors.shape == (len(images), self.dim) and vectors.is_floating_point()
+        ):
+            raise ShapeError(
+                "the wrapped function returned something that is not a vector for each image",
+                expected=f"float [{len(images)}, {self.dim}]",
+                got=f"{list(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__,
+                fix="wrap_embedder(function, dim=…) with the vectors' own width; of several outputs return one",
+            )
+        return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
+
+    def __repr__(self) -> str:
+        return f"WrappedEmbedder({self.__qualname__}, dim={self.dim})"
+
+
+def wrap_embedder(function: Callable[[Tensor], Tensor], dim: int) -> WrappedEmbedder:
+    """Make a function or module of yours usable wherever the library asks for an embedder.
+
+    Its vectors are brought to length 1 and, below float32, to float32; nothing else is done. Images come as they are,
+    of the generator's or the set's size: the function brings them to the size, crop and range that its network knows.
+
+    Caches and fingerprints know a module by its weights, a function by its name and by what it does on fixed images:
+    two functions that both are lambdas share a name.
+
+    Args:
+        function: images [n, 3, H, W], float RGB in [-1, 1] → vectors [n, dim] of any length but 0.
+        dim: their width.
+
+    Raises:
+        DataError: a module in training mode, whose vectors may depend on their batch.
+        ShapeError: from the embedder's calls, when the function returns something of another shape.
+    """
+    if getattr(function, "training", False):
+        raise DataError(
+            "an embedder in training mode: its vectors may depend on their batch",
+            expected="evaluation mode",
+            got=f"a {type(function).__name__} with training=True",
+            fix="model.eval() first",
+        )
+    return WrappedEmbedder(function, dim)
