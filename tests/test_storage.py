@@ -713,7 +713,7 @@ def test_a_pass_over_all_shards_reads_each_file_once(
     read, loads = [], json.loads
     monkeypatch.setattr(storage.json, "loads", lambda data: (read.append(data), loads(data))[1])
     assert all(is_done(tmp_path, plan, shard) for shard in _shards(plan))
-    assert plan.shards <= len(read) <= 2 * plan.shards
+    assert plan.shards <= len(read) <= (plan.shards + 1 if joined else 2 * plan.shards)
 
 
 def test_a_lost_train_rec_is_made_again(tmp_path: Path) -> None:
@@ -873,6 +873,39 @@ def test_two_writers_may_finish_at_once(
         if left[0] > 0:
             break
     assert call > (1 if step == "unlink" else 2)
+
+
+def test_a_late_writer_of_a_shard_that_is_being_joined_leaves_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, real = _plan("rec"), os.fsync
+    finish(_write(tmp_path / "reference", plan), plan)
+    for call in range(1, 30):
+        root, left = _write(tmp_path / str(call), plan), [call]
+
+        def stepped(handle: int, root: Path = root, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                write_shard(root, plan, plan.shard(1), _rows(plan, plan.shard(1)))
+            real(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", stepped)
+            finish(root, plan)
+        assert _tree(root) == _tree(tmp_path / "reference")
+        if left[0] > 0:
+            break
+    assert 10 < call < 29
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_whole_shard_is_left_alone(layout: str, tmp_path: Path) -> None:
+    """Or those who read it would miss it for a moment."""
+    plan = _plan(layout)
+    _write(tmp_path, plan)
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
+    write_shard(tmp_path, plan, plan.shard(1), _rows(plan, plan.shard(1)))
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
 
 
 def test_drafts_that_others_deleted_are_a_clear_error(tmp_path: Path) -> None:
