@@ -168,7 +168,8 @@ def phase(path: str | Path) -> str:
     if not (root / "parts.json").exists():
         return "start"
     if not (root / "gate.json").exists():
-        return "gate" if (root / "work" / "latents.npy").exists() else "candidates"
+        settled = (root / "work" / "latents.npy", root / "latents.npy")  # before and after `Gate.write` moves it
+        return "gate" if any(path.exists() for path in settled) else "candidates"
     plan = DatasetPlan.from_dict(json.loads((root / "plan.json").read_text()))
     if any(not (root / "shards" / f"{k:05d}.json").exists() for k in range(plan.shards)):
         return "shards"
